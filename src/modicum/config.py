@@ -1,0 +1,124 @@
+"""Model configurations: frozen dataclasses that know their own consistency, with an exact JSON round trip."""
+
+import dataclasses
+import difflib
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from modicum.errors import UsageError
+
+
+class Config:
+    """Mixin for frozen dataclasses: `to_dict`, and `from_dict` that refuses unknown keys with the nearest valid name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a plain dictionary, as read from JSON or TOML.
+
+        Raises:
+            UsageError: a key that the class does not have, or a required key that is missing.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in fields:
+                raise UsageError(f"{cls.__name__} has no key `{key}`{nearest(key, fields)}")
+        missing = [
+            name
+            for name, field in fields.items()
+            if name not in values
+            and field.default is dataclasses.MISSING
+            and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise UsageError(f"{cls.__name__} needs {', '.join(f'`{name}`' for name in missing)}: add what is missing")
+        hints = typing.get_type_hints(cls)
+        return cls(**{key: _decode(hints[key], value) for key, value in values.items()})
+
+
+def nearest(name: str, choices: typing.Iterable[str]) -> str:
+    """The end of a refusal: `: did you mean ...?`, or the list of what is valid."""
+    names = list(choices)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f": did you mean `{close[0]}`?" if close else f": choose one of {', '.join(sorted(names))}"
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    """Turn JSON's lists and dictionaries back into the tuples and dataclasses that `hint` names."""
+    for option in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return option.from_dict(value)  # type: ignore[union-attr]
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig(Config):
+    """Rotary positions (2104.09864) and how their frequencies are stretched to longer contexts.
+
+    `rotary_dim` of each head's dimensions are rotated, the rest pass through. `original_max_seq_len` is the context
+    before stretching; `dynamic` depends on the length seen so far and is therefore used only up to it.
+    """
+
+    theta: float = 10000.0
+    rotary_dim: int
+    scaling: Literal["default", "linear", "dynamic", "llama3", "yarn"] = "default"
+    factor: float = 1.0
+    original_max_seq_len: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig(Config):
+    """A decoder-only language model. Multi-head, grouped-query and multi-query attention differ in `n_kv_heads` alone.
+
+    `windows` holds one entry per layer: how many of the latest tokens a query sees, itself included, or None for all.
+    `rope=None` means learned absolute positions, a table of `max_seq_len` rows.
+    """
+
+    family: str
+    vocab_size: int
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    max_seq_len: int
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    activation: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    gated: bool = True
+    parallel: bool = False  # attention and feed-forward read the same input, side by side (GPT-NeoX)
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    qk_norm: bool = False
+    rope: RopeConfig | None = None
+    windows: tuple[int | None, ...] = ()
+    tie_embeddings: bool = False
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_seq_len"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
+        if self.n_heads % self.n_kv_heads:
+            valid = [g for g in range(1, self.n_heads + 1) if self.n_heads % g == 0]
+            raise UsageError(
+                f"{self.n_kv_heads} key-value heads do not divide {self.n_heads} query heads: "
+                f"choose one of {', '.join(map(str, valid))}"
+            )
+        if self.windows and len(self.windows) != self.n_layers:
+            raise UsageError(
+                f"`windows` has {len(self.windows)} entries for {self.n_layers} layers: give one per layer, or none"
+            )

@@ -1,0 +1,78 @@
+"""What attention computes, softmax(q k^T scale + mask) v, three ways with one signature.
+
+Grouped queries: G key-value heads serve H query heads, H a multiple of G. Query heads g*H/G ... (g+1)*H/G - 1 share
+key-value head g (2305.13245, figure 2). No implementation here ever writes a repeated copy of the keys or values.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# (q_BHLK, k_BGMK, v_BGMK, mask, causal, scale) -> [B, H, L, K]. `mask` is additive, 0 where a key is seen and -inf where
+# it is not (or any bias), broadcastable to [B, H, L, M]; `causal` is the lower triangle of a square L = M, without a mask.
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float | None], Tensor]
+
+
+def sdpa(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """PyTorch's fused kernels."""
+    grouped = q_BHLK.shape[1] != k_BGMK.shape[1]
+    return F.scaled_dot_product_attention(
+        q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def flex(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """PyTorch's FlexAttention: generates a kernel for the mask when compiled, computes plainly when not."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    B, H, L, _ = q_BHLK.shape
+    M = k_BGMK.shape[2]
+    if causal:
+        mask = triangle(L, M, q_BHLK)
+    mask_BHLM = None if mask is None else mask.expand(B, H, L, M)
+
+    def add_mask(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score if mask_BHLM is None else score + mask_BHLM[b, h, i, j]
+
+    grouped = H != k_BGMK.shape[1]
+    return flex_attention(q_BHLK, k_BGMK, v_BGMK, score_mod=add_mask, scale=scale, enable_gqa=grouped)  # type: ignore[return-value]
+
+
+def reference(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """The formula as written, for tests and for reading."""
+    B, H, L, K = q_BHLK.shape
+    G, M = k_BGMK.shape[1], k_BGMK.shape[2]
+    if causal:
+        mask = triangle(L, M, q_BHLK)
+    q_BGRLK = q_BHLK.reshape(B, G, H // G, L, K)
+    scores = q_BGRLK @ k_BGMK[:, :, None].mT * (1 / math.sqrt(K) if scale is None else scale)
+    if mask is not None:
+        scores = scores + mask.expand(B, H, L, M).reshape(B, G, H // G, L, M)
+    return (scores.softmax(dim=-1) @ v_BGMK[:, :, None]).reshape(B, H, L, K)
+
+
+def triangle(L: int, M: int, like: Tensor) -> Tensor:
+    """The causal mask of a square L = M, [L, M], in the dtype and on the device of `like`."""
+    return torch.full((L, M), -math.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def visibility(positions_BL: Tensor, n_slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Which cache slots each query sees: itself and what is before it, at most `window` of them. [B, 1, L, M], additive.
+
+    Slots hold positions 0, 1, ... of their row, so that ragged rows, padding at the right and rejected drafts all fall
+    out of the one comparison: whatever lies beyond a query's own position is not seen.
+    """
+    slots_M = torch.arange(n_slots, device=positions_BL.device)
+    distance_BLM = positions_BL[..., None] - slots_M
+    hidden = distance_BLM < 0 if window is None else (distance_BLM < 0) | (distance_BLM >= window)
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden, -math.inf)[:, None]

@@ -1,0 +1,66 @@
+"""Norms, feed-forward layers and the pre-norm transformer block."""
+
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modicum.core.attention import Attention, AttentionConfig
+from modicum.core.linear import Linear, Projections
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+def norm(kind: Literal["rms", "layer"], dim: int, eps: float) -> nn.Module:
+    """RMSNorm (1910.07467) or LayerNorm with bias, over the last axis; both compute in at least float32."""
+    return nn.RMSNorm(dim, eps=eps) if kind == "rms" else nn.LayerNorm(dim, eps=eps)
+
+
+class FeedForward(nn.Module):
+    """down(activation(up(x))), or with a gate (2002.05202) down(activation(gate(x)) * up(x)). [..., D] -> [..., D]."""
+
+    def __init__(self, dim: int, hidden: int, activation: str, *, gated: bool, bias: bool) -> None:
+        super().__init__()
+        self.gated, self.activation = gated, ACTIVATIONS[activation]
+        self.project = Projections(dim, {"gate": hidden, "up": hidden} if gated else {"up": hidden}, bias=bias)
+        self.down = Linear(hidden, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.gated:
+            gate, up = self.project(x)
+            return self.down(self.activation(gate) * up)
+        (up,) = self.project(x)
+        return self.down(self.activation(up))
+
+
+class Block(nn.Module):
+    """Pre-norm block: x + attention(norm(x)), then + ffn(norm(that)); `parallel` lets both read x (GPT-NeoX)."""
+
+    def __init__(
+        self,
+        attention: AttentionConfig,
+        layer: int,
+        *,
+        norm_kind: Literal["rms", "layer"],
+        norm_eps: float,
+        ffn_dim: int,
+        activation: str,
+        gated: bool,
+        ffn_bias: bool,
+        parallel: bool = False,
+    ) -> None:
+        super().__init__()
+        self.parallel = parallel
+        self.attention_norm = norm(norm_kind, attention.dim, norm_eps)
+        self.attention = Attention(attention, layer)
+        self.ffn_norm = norm(norm_kind, attention.dim, norm_eps)
+        self.ffn = FeedForward(attention.dim, ffn_dim, activation, gated=gated, bias=ffn_bias)
+
+    def forward(self, x_BLD: Tensor, **attention: Any) -> Tensor:
+        attended_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), **attention)
+        return attended_BLD + self.ffn(self.ffn_norm(x_BLD if self.parallel else attended_BLD))

@@ -1,0 +1,111 @@
+"""Rotary positions and the four ways in use of stretching them."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from modicum.config import RopeConfig
+
+Rotate = Callable[[Tensor], Tensor]
+
+
+class Rope(nn.Module):
+    """Rotary position embedding (2104.09864), rotating dimension i with i + rotary_dim/2 ("half-split", as in stock
+    checkpoints).
+
+    Angles are computed in float32, or float64 for float64 inputs, whatever the dtype of the model.
+    """
+
+    def __init__(self, config: RopeConfig) -> None:
+        super().__init__()
+        self.rotary_dim = config.rotary_dim
+        self.frequencies, self.magnitude = frequencies(config)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
+        # The frequencies follow the model to its device but never to its dtype.
+        device = fn(torch.empty(0)).device
+        if device.type != "meta":
+            self.frequencies = self.frequencies.to(device)
+        return super()._apply(fn, recurse)
+
+    def forward(self, positions_BL: Tensor, dtype: torch.dtype) -> Rotate:
+        """The rotation of queries and keys at `positions_BL`, as a function [B, L, heads, K] -> same."""
+        precise = torch.float64 if dtype == torch.float64 else torch.float32
+        angles_BLR = positions_BL[..., None].to(precise) * self.frequencies.to(precise)
+        cos_BLR, sin_BLR = angles_BLR.cos() * self.magnitude, angles_BLR.sin() * self.magnitude
+        # Laid out so that a rotation is x * cos + swapped(x) * sin, the sign of the first half inside sin.
+        cos_BL1R = torch.cat([cos_BLR, cos_BLR], dim=-1)[:, :, None].to(dtype)
+        sin_BL1R = torch.cat([-sin_BLR, sin_BLR], dim=-1)[:, :, None].to(dtype)
+
+        def rotate(x_BLHK: Tensor) -> Tensor:
+            if x_BLHK.shape[-1] == self.rotary_dim:
+                return rotated(x_BLHK, cos_BL1R, sin_BL1R)
+            turned, untouched = x_BLHK.split([self.rotary_dim, x_BLHK.shape[-1] - self.rotary_dim], dim=-1)
+            return torch.cat([rotated(turned, cos_BL1R, sin_BL1R), untouched], dim=-1)
+
+        return rotate
+
+
+def rotated(x_BLHR: Tensor, cos_BL1R: Tensor, sin_BL1R: Tensor) -> Tensor:
+    first, second = x_BLHR.chunk(2, dim=-1)
+    return torch.addcmul(x_BLHR * cos_BL1R, torch.cat([second, first], dim=-1), sin_BL1R)
+
+
+def frequencies(config: RopeConfig) -> tuple[Tensor, float]:
+    """Radians per position of each rotated pair, float32 [rotary_dim / 2], and the factor on cos and sin.
+
+    linear: positions divided by `factor` (2306.15595). llama3: only wavelengths long against the original context are
+    divided, with a ramp between. yarn: interpolated, or not, per frequency, with a factor on the scores (2309.00071).
+    dynamic: within the original context the same as default; beyond it the result would depend on the order in which
+    the text was read, so the context ends there.
+    """
+    exponents = torch.arange(0, config.rotary_dim, 2, device="cpu").float() / config.rotary_dim
+    plain = 1.0 / config.theta**exponents
+    if config.scaling == "linear":
+        return plain / config.factor, 1.0
+    if config.scaling == "llama3":
+        return _llama3(plain, config), 1.0
+    if config.scaling == "yarn":
+        return _yarn(plain, config)
+    return plain, 1.0
+
+
+def _llama3(plain: Tensor, config: RopeConfig) -> Tensor:
+    assert config.original_max_seq_len is not None
+    low, high = config.low_freq_factor, config.high_freq_factor
+    wavelengths = 2 * math.pi / plain
+    # 0 where a wavelength is longer than the original context / low, 1 where shorter than the context / high.
+    ramp = (config.original_max_seq_len / wavelengths - low) / (high - low)
+    smooth = (1 - ramp) * plain / config.factor + ramp * plain
+    stretched = torch.where(wavelengths > config.original_max_seq_len / low, plain / config.factor, smooth)
+    return torch.where(wavelengths < config.original_max_seq_len / high, plain, stretched)
+
+
+def _yarn(plain: Tensor, config: RopeConfig) -> tuple[Tensor, float]:
+    assert config.original_max_seq_len is not None
+    dim, original = config.rotary_dim, config.original_max_seq_len
+
+    def pair_turning(turns: float) -> float:
+        """The (fractional) pair that makes `turns` full turns over the original context."""
+        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(config.theta))
+
+    low, high = pair_turning(config.beta_fast), pair_turning(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001
+    ramp = ((torch.arange(dim // 2, device="cpu").float() - low) / width).clamp(0, 1)
+    return plain / config.factor * ramp + plain * (1 - ramp), _yarn_magnitude(config)
+
+
+def _yarn_magnitude(config: RopeConfig) -> float:
+    def magnitude(mscale: float) -> float:
+        return 1.0 if config.factor <= 1 else 0.1 * mscale * math.log(config.factor) + 1.0
+
+    if config.attention_factor is not None:
+        return config.attention_factor
+    if config.mscale and config.mscale_all_dim:
+        return magnitude(config.mscale) / magnitude(config.mscale_all_dim)
+    return magnitude(1.0)
