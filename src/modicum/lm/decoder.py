@@ -25,7 +25,8 @@ class Decoder(nn.Module):
     tokenizer: Any = None
     stock_config: dict[str, Any] | None = None  # config.json as it was read, carried through to `save`
     files: dict[str, bytes] | None = None  # tokenizer and other files, likewise
-    max_rows_speculative: int | None = None  # no limit: every row of a batch keeps its own length
+    eos_ids: frozenset[int] = frozenset()
+    ragged = True  # every row of a batch keeps a length of its own
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -116,13 +117,21 @@ class Decoder(nn.Module):
                 f"{n_tokens} tokens are more than this model's context of {self.config.max_seq_len}: shorten the text"
             )
 
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Keys and values of one token over all layers, in bytes."""
+        c = self.config
+        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * self.embed.weight.element_size()
+
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `batch` rows of at most `capacity` tokens, on the model's device, in its dtype."""
         c = self.config
-        weight = self.embed.weight
-        return KVCache(
-            c.n_layers, batch, c.n_kv_heads, capacity, c.head_dim, dtype=weight.dtype, device=weight.device
-        )
+        dtype = self.embed.weight.dtype
+        return KVCache(c.n_layers, batch, c.n_kv_heads, capacity, c.head_dim, dtype=dtype, device=self.device)
 
     def for_inference(self) -> "Decoder":
         """Pack the weights in place for the device they are on; evaluation mode from here on. Returns the model."""

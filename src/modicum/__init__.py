@@ -1,0 +1,3 @@
+"""Transformers that watch, read and write, on a modicum of compute."""
+
+from modicum.api import generate, load, read_checkpoint, save, write_checkpoint

@@ -1,0 +1,7 @@
+"""The stock Hugging Face layout of the native families: configuration and tensors, both ways."""
+
+from modicum.checkpoint.hf_config import NATIVE_FAMILIES, decoder_config, stock_config
+from modicum.checkpoint.hf_fields import UnknownFamilyError
+from modicum.checkpoint.hf_tensors import to_native, to_stock
+
+__all__ = ["NATIVE_FAMILIES", "UnknownFamilyError", "decoder_config", "stock_config", "to_native", "to_stock"]

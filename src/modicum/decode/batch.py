@@ -1,0 +1,177 @@
+"""The rows that are being written together: their tokens, their settings, and what ends each of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from modicum.checkpoint.tokenizer import Tokenizer
+from modicum.decode.random import Purpose, uniforms
+from modicum.decode.sampling import Sampler, SamplingParams
+from modicum.decode.stats import GenerationStats
+from modicum.decode.text import RowText
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt and everything that decides its continuation."""
+
+    index: int  # place in the caller's list
+    prompt: list[int]
+    key: int  # of its random stream
+    params: SamplingParams
+    max_total: int  # tokens at which it ends: prompt + max_new_tokens, or the context
+    eos_ids: frozenset[int]
+    stops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A token as it is kept. `source`: "draft" accepted, "target" drawn by the target beside a draft, or "plain".
+
+    `text` is what the token releases: it can be empty, or hold the end of an earlier token's character.
+    """
+
+    row: int
+    token: int
+    text: str
+    source: str
+
+
+OnToken = Callable[[TokenEvent], None]
+
+
+@dataclass
+class Row:
+    """A request under way. `tokens` holds prompt and continuation, on the host."""
+
+    request: Request
+    tokens: list[int]
+    text: RowText | None
+    finish_reason: str | None = None
+    stats: GenerationStats = field(default_factory=GenerationStats)
+
+    @property
+    def new_tokens(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def remaining(self) -> int:
+        return self.request.max_total - len(self.tokens)
+
+    def take(self, token: int) -> str:
+        """Add one token; sets `finish_reason` if it is the last. Returns the text that it releases."""
+        self.tokens.append(token)
+        text = ""
+        if token in self.request.eos_ids:
+            self.finish_reason = "eos"
+        elif self.text is not None:
+            text, stopped = self.text.feed(token)
+            if stopped:
+                self.finish_reason = "stop"
+        if self.finish_reason is None and self.remaining == 0:
+            self.finish_reason = "length"
+        if self.finish_reason in ("eos", "length") and self.text is not None:
+            text += self.text.flush()
+        return text
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What one target call yielded, per active row: the tokens, and how many drafted ones were judged and accepted."""
+
+    tokens: list[list[int]]
+    judged: list[int]
+    accepted: list[int]
+    draft_calls: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Batch:
+    """Active rows, side by side. Rows leave when they end; what is left moves together (`keep`)."""
+
+    def __init__(
+        self,
+        requests: list[Request],
+        *,
+        vocab_size: int,
+        device: torch.device,
+        tokenizer: Tokenizer | None = None,
+        on_token: OnToken | None = None,
+    ) -> None:
+        self.vocab_size, self.device, self.on_token = vocab_size, device, on_token
+        streaming = on_token is not None
+        self.rows = [
+            Row(r, list(r.prompt), RowText(tokenizer, r.stops) if tokenizer and (streaming or r.stops) else None)
+            for r in requests
+        ]
+        self.sampler = Sampler([r.params for r in requests], device)
+        self.keys_B = torch.tensor([r.key for r in requests], dtype=torch.int64, device=device)
+        capacity = max(r.max_total for r in requests)
+        self.tokens_BM = torch.zeros(len(requests), capacity, dtype=torch.int64)
+        for row, request in enumerate(requests):
+            self.tokens_BM[row, : len(request.prompt)] = torch.tensor(request.prompt)
+        self.tokens_BM = self.tokens_BM.to(device)
+        self.seen_BV: Tensor | None = None
+        if self.sampler.penalised:
+            self.seen_BV = torch.zeros(len(requests), vocab_size, dtype=torch.bool, device=device)
+            for row, request in enumerate(requests):
+                self.seen_BV[row, torch.tensor(request.prompt, device=device)] = True
+        self.started = perf_counter()
+        self.seconds: dict[str, float] = {}  # by part, of all rows together
+        self._measure()
+
+    def _measure(self) -> None:
+        self.lengths = [len(row.tokens) for row in self.rows]
+        self.lengths_B = torch.tensor(self.lengths, device=self.device)
+
+    @property
+    def last_B1(self) -> Tensor:
+        """Each row's last token, which no cache holds yet: [B, 1]."""
+        return self.tokens_BM.gather(1, self.lengths_B[:, None] - 1)
+
+    def noise(self, n_offsets: int) -> Tensor | None:
+        """This loop's uniforms, [B, n_offsets, purposes], keyed by stream and where the loop starts; None: all greedy."""
+        if self.sampler.all_greedy:
+            return None
+        return uniforms(self.keys_B, self.lengths_B, n_offsets, len(Purpose))
+
+    def take(self, loop: Loop, sources: tuple[str, str], seconds: float) -> list[Row]:
+        """Append what a loop yielded, up to each row's end. Returns the rows that ended; the rest stay.
+
+        `sources` name where accepted tokens and the last one came from.
+        """
+        for at, row in enumerate(self.rows):
+            start, accepted = len(row.tokens), loop.accepted[at]
+            for offset, token in enumerate(loop.tokens[at]):
+                text = row.take(token)
+                if self.on_token is not None:
+                    self.on_token(TokenEvent(row.request.index, token, text, sources[offset >= accepted]))
+                if row.finish_reason is not None:
+                    break
+            kept = len(row.tokens) - start
+            # Tokens behind an end were never part of the text: neither accepted nor rejected.
+            judged = loop.judged[at] if kept > accepted else min(loop.judged[at], kept)
+            row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds)
+            new = torch.tensor(row.tokens[start:], device=self.device)
+            self.tokens_BM[at, start : len(row.tokens)] = new
+            if self.seen_BV is not None:
+                self.seen_BV[at, new] = True
+        self._measure()
+        return [row for row in self.rows if row.finish_reason is not None]
+
+    def spend(self, seconds: dict[str, float]) -> None:
+        """Add to the time that the batch's parts have taken."""
+        for part, spent in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows, device=self.device)
+        self.rows = [self.rows[row] for row in rows]
+        self.sampler = self.sampler.select(rows)
+        self.keys_B, self.tokens_BM = self.keys_B[index], self.tokens_BM[index]
+        self.seen_BV = None if self.seen_BV is None else self.seen_BV[index]
+        self._measure()

@@ -1,0 +1,111 @@
+"""Plain decoding: read the prompt in chunks, then one token per call of the model; and the loop around any engine."""
+
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from modicum.decode.batch import Batch, Loop, Row
+from modicum.decode.random import Purpose
+from modicum.decode.sampling import draw, greedy
+from modicum.errors import GenerationError
+
+# Long prompts are read this many tokens at a time, so that the memory for activations does not grow with them.
+PREFILL_CHUNK = 512
+
+
+class Engine(Protocol):
+    """Something that continues the rows of a batch by at least one token per `step`."""
+
+    sources: tuple[str, str]  # what `TokenEvent.source` says of accepted tokens, and of the last of a loop
+
+    def start(self, batch: Batch) -> None: ...
+    def step(self, batch: Batch) -> Loop: ...
+    def keep(self, rows: list[int], lengths: list[int]) -> None: ...
+
+
+def run(batch: Batch, engine: Engine) -> list[Row]:
+    """Write every row of `batch` to its end. Returns the rows in the order in which they ended."""
+    done: list[Row] = []
+    engine.start(batch)
+    batch.spend({"prefill": perf_counter() - batch.started})
+    while batch.rows:
+        began = perf_counter()
+        loop = engine.step(batch)
+        ended = batch.take(loop, engine.sources, perf_counter() - began)
+        batch.spend({**loop.seconds, "rest": perf_counter() - began - sum(loop.seconds.values())})
+        for row in ended:
+            row.stats.seconds = perf_counter() - batch.started
+            row.stats.seconds_by_part = dict(batch.seconds)
+        if ended:
+            done += ended
+            rows = [at for at, row in enumerate(batch.rows) if row.finish_reason is None]
+            if rows:
+                engine.keep(rows, [batch.lengths[at] for at in rows])
+                batch.keep(rows)
+            else:
+                batch.rows = []
+    return done
+
+
+def prefill(model: Any, cache: Any, tokens_BM: Tensor, counts: list[int], chunk: int = PREFILL_CHUNK) -> None:
+    """Put the first `counts[b]` tokens of each row into an empty cache. Rows are padded at the right."""
+    if hasattr(model, "prefill"):
+        model.prefill(tokens_BM, counts, cache)
+        return
+    counts_B = torch.tensor(counts, device=tokens_BM.device)
+    nothing_BN = torch.zeros(len(counts), 0, dtype=torch.int64, device=tokens_BM.device)
+    for start in range(0, max(counts), chunk):
+        end = min(start + chunk, max(counts))
+        model(tokens_BM[:, start:end], cache, at_BN=nothing_BN)
+        known = [min(count, end) for count in counts]
+        cache.commit(counts_B.clamp(max=end) - cache.lengths_B, known)
+
+
+class PlainEngine:
+    """One token per row and call."""
+
+    sources = ("plain", "plain")
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def start(self, batch: Batch) -> None:
+        self.cache = self.model.new_cache(len(batch.rows), batch.tokens_BM.shape[1])
+        prefill(self.model, self.cache, batch.tokens_BM, [length - 1 for length in batch.lengths])
+
+    def step(self, batch: Batch) -> Loop:
+        began = perf_counter()
+        logits_BV = self.model(batch.last_B1, self.cache)[:, -1, : batch.vocab_size]
+        token_B, valid_B = choose(batch, logits_BV)
+        tokens, valid = token_B.tolist(), bool(valid_B.all())
+        refuse_invalid(valid)
+        self.cache.commit(1)
+        n_rows = len(tokens)
+        seconds = {"verify": perf_counter() - began}
+        return Loop([[token] for token in tokens], [0] * n_rows, [0] * n_rows, 0, seconds)
+
+    def keep(self, rows: list[int], lengths: list[int]) -> None:
+        self.cache.keep(rows, [length - 1 for length in lengths])
+
+
+def choose(batch: Batch, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's next token by its own settings, and whether its logits were numbers: [B], [B] bool."""
+    if batch.sampler.all_greedy:
+        token_B = batch.sampler.greedy(logits_BV, batch.seen_BV) if batch.sampler.penalised else greedy(logits_BV)
+        return token_B, ~logits_BV.gather(1, token_B[:, None])[:, 0].isnan()
+    probs_BV = batch.sampler.probs(logits_BV, batch.seen_BV)
+    noise_BNP = batch.noise(1)
+    assert noise_BNP is not None
+    token_B = draw(probs_BV, noise_BNP[:, 0, Purpose.BONUS])
+    return token_B, probs_BV.gather(1, token_B[:, None])[:, 0] > 0
+
+
+def refuse_invalid(valid: bool) -> None:
+    """Raise GenerationError if a row's distribution was not one."""
+    if not valid:
+        raise GenerationError(
+            "the model returned logits that are not numbers (NaN), so no token can be drawn: "
+            "try `--dtype float32`, or check the checkpoint with `modicum inspect`"
+        )

@@ -1,0 +1,75 @@
+"""Random numbers by counter: a pure function of (stream, position, offset, purpose), the same in any batch.
+
+PyTorch's generators hand out numbers in the order in which they are asked for, so a text would depend on its neighbours
+in the batch. Here every number has an address and is computed from it by hashing: SplitMix64's finalizer (Steele, Lea
+and Flood 2014, with the constants of Stafford's variant 13), in wrapping int64 arithmetic.
+"""
+
+from enum import IntEnum
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+class Purpose(IntEnum):
+    """What a uniform is for. Streams of different purposes are independent, or the text would be biased."""
+
+    DRAFT = 0  # drawing a draft token
+    COIN = 1  # accepting it
+    RESIDUAL = 2  # replacing it
+    BONUS = 3  # the target's own token, when all were accepted or none was drafted
+
+
+def mix(word: int) -> int:
+    """The finalizer on one unsigned 64-bit word."""
+    word = ((word ^ (word >> 30)) * FIRST) & MASK
+    word = ((word ^ (word >> 27)) * SECOND) & MASK
+    return word ^ (word >> 31)
+
+
+def stream_key(seed: int, index: int) -> int:
+    """The key of the stream (seed, index), as a signed 64-bit integer."""
+    return signed(mix((mix((seed + GOLDEN) & MASK) + (index + 1) * GOLDEN) & MASK))
+
+
+def signed(word: int) -> int:
+    """An unsigned 64-bit word as the int64 with the same bits."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def mix_tensor(words: Tensor) -> Tensor:
+    """`mix` for every int64 of a tensor, read as unsigned."""
+    words = (words ^ shift_right(words, 30)) * signed(FIRST)
+    words = (words ^ shift_right(words, 27)) * signed(SECOND)
+    return words ^ shift_right(words, 31)
+
+
+def shift_right(words: Tensor, n_bits: int) -> Tensor:
+    """A logical shift: PyTorch's own copies the sign."""
+    return (words >> n_bits) & ((1 << (64 - n_bits)) - 1)
+
+
+@lru_cache(maxsize=64)
+def address_table(n_offsets: int, n_purposes: int, device: torch.device) -> Tensor:
+    """One constant per (offset, purpose): int64 [n_offsets, n_purposes]."""
+    # 16 purposes are room enough, and fixed, so that an address does not depend on how many are asked for.
+    rows = [[signed((o * 16 + p + 1) * GOLDEN & MASK) for p in range(n_purposes)] for o in range(n_offsets)]
+    return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+def uniforms(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int) -> Tensor:
+    """Independent uniforms in [0, 1) with 53 bits: float64 [B, n_offsets, n_purposes].
+
+    Args:
+        key_B: int64, from `stream_key`.
+        position_B: int64, how long each row was when its loop began.
+    """
+    table_NP = address_table(n_offsets, n_purposes, key_B.device)
+    state_B = mix_tensor(key_B + position_B * signed(GOLDEN))
+    words_BNP = mix_tensor(state_B[:, None, None] + table_NP)
+    return shift_right(words_BNP, 11).to(torch.float64) * 2.0**-53

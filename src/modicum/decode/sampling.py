@@ -1,0 +1,160 @@
+"""From logits to probabilities to a token: one function for target and draft, settings row by row.
+
+The filters come in the order of `transformers`: repetition penalty, temperature, top-k, top-p, min-p.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modicum.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """One prompt's settings. `temperature` 0 is greedy: the most probable token, the lowest id of equals."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number")
+        if self.top_k is not None and self.top_k < 1:
+            raise UsageError(f"top_k is {self.top_k}: it must be at least 1; leave it out to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UsageError(f"min_p is {self.min_p}: it must be between 0 and 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UsageError(f"repetition_penalty is {self.repetition_penalty}: it must be positive, 1 is none")
+
+
+class Sampler:
+    """The settings of a batch's rows as tensors; a filter that no row uses costs nothing."""
+
+    def __init__(self, params: list[SamplingParams], device: torch.device) -> None:
+        self.params, self.device = params, device
+        self.all_greedy = all(p.temperature == 0 for p in params)
+        self.any_greedy = any(p.temperature == 0 for p in params)
+        self.penalised = any(p.repetition_penalty != 1 for p in params)
+        self.tempered = any(p.temperature not in (0, 1) for p in params)
+        self.cut_k = any(p.top_k is not None for p in params)
+        self.cut_p = any(p.top_p is not None and p.top_p < 1 for p in params)
+        self.cut_min = any(p.min_p for p in params)
+        self.penalty_B11 = self._column([p.repetition_penalty for p in params])
+        # A greedy row's probabilities are replaced at the end; until then its temperature only has to be harmless.
+        self.temperature_B11 = self._column([p.temperature or 1.0 for p in params])
+        self.greedy_B11 = self._column([float(p.temperature == 0) for p in params]).bool()
+        self.top_k_B11 = self._column([float(p.top_k or math.inf) for p in params])
+        self.top_p_B11 = self._column([1.0 if p.top_p is None else p.top_p for p in params])
+        self.min_p_B11 = self._column([p.min_p or 0.0 for p in params])
+
+    def _column(self, values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device)[:, None, None]
+
+    def select(self, rows: list[int]) -> "Sampler":
+        """The settings of these rows."""
+        return Sampler([self.params[row] for row in rows], self.device)
+
+    def greedy(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The best token of each row after its repetition penalty: [B, V] -> [B], [B, N, V] -> [B, N]."""
+        scores_BNV = self._penalise(three_axes(precise(logits)), None if seen is None else three_axes(seen))
+        return greedy(scores_BNV.view(logits.shape))
+
+    def probs(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """What each row's next token is drawn from, [B, V] or [B, N, V], float32 (float64 for float64 logits).
+
+        Args:
+            logits: of the same shape, any floating dtype; -inf is a token that cannot come.
+            seen: bool, broadcastable to it: tokens of the prompt and the text so far, for the repetition penalty.
+        """
+        scores_BNV = self._penalise(three_axes(precise(logits)), None if seen is None else three_axes(seen))
+        best_BN = greedy(scores_BNV) if self.any_greedy else None
+        if self.tempered:
+            scores_BNV = scores_BNV / self.temperature_B11.to(scores_BNV.dtype)
+        if self.cut_k:
+            scores_BNV = self._keep_top_k(scores_BNV)
+        if self.cut_p:
+            scores_BNV = self._keep_top_p(scores_BNV)
+        probs_BNV = scores_BNV.softmax(dim=-1)
+        if self.cut_min:
+            least_BN1 = probs_BNV.amax(-1, keepdim=True) * self.min_p_B11.to(probs_BNV.dtype)
+            kept_BNV = torch.where(probs_BNV < least_BN1, 0.0, probs_BNV)
+            probs_BNV = kept_BNV / kept_BNV.sum(-1, keepdim=True)
+        if best_BN is not None:
+            one_hot_BNV = torch.zeros_like(probs_BNV).scatter_(-1, best_BN[..., None], 1.0)
+            # NaN has to stay visible in greedy rows too.
+            broken_BN1 = scores_BNV.gather(-1, best_BN[..., None]).isnan()
+            one_hot_BNV = one_hot_BNV.masked_fill(broken_BN1, math.nan)
+            probs_BNV = torch.where(self.greedy_B11, one_hot_BNV, probs_BNV)
+        return probs_BNV.view(logits.shape)
+
+    def _penalise(self, scores_BNV: Tensor, seen_BNV: Tensor | None) -> Tensor:
+        if seen_BNV is None or not self.penalised:
+            return scores_BNV
+        penalty_B11 = self.penalty_B11.to(scores_BNV.dtype)
+        punished_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty_B11, scores_BNV / penalty_B11)
+        return torch.where(seen_BNV, punished_BNV, scores_BNV)
+
+    def _keep_top_k(self, scores_BNV: Tensor) -> Tensor:
+        """Ties with the k-th stay; k beyond the vocabulary keeps all."""
+        V = scores_BNV.shape[-1]
+        largest = min(V, max(p.top_k or 1 for p in self.params))
+        top_BNC = scores_BNV.topk(largest, dim=-1).values
+        at_B11 = self.top_k_B11.clamp(max=largest).long() - 1
+        least_BN1 = top_BNC.gather(-1, at_B11.expand(-1, scores_BNV.shape[1], 1))
+        cut_BNV = (scores_BNV < least_BN1) & (self.top_k_B11 < V)
+        return scores_BNV.masked_fill(cut_BNV, -math.inf)
+
+    def _keep_top_p(self, scores_BNV: Tensor) -> Tensor:
+        """The nucleus (1904.09751): a token stays while the mass of the more probable ones is below p."""
+        ordered_BNV, index_BNV = scores_BNV.sort(dim=-1, descending=True, stable=True)
+        mass_BNV = ordered_BNV.softmax(-1)
+        before_BNV = mass_BNV.cumsum(-1) - mass_BNV
+        top_p_B11 = self.top_p_B11.to(mass_BNV.dtype)
+        cut_BNV = (before_BNV >= top_p_B11) & (top_p_B11 < 1)
+        cut_BNV[..., 0] = False
+        return scores_BNV.masked_fill(torch.zeros_like(cut_BNV).scatter_(-1, index_BNV, cut_BNV), -math.inf)
+
+
+def precise(logits: Tensor) -> Tensor:
+    """At least float32, before anything is divided by a temperature."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def three_axes(x: Tensor) -> Tensor:
+    """[B, V] -> [B, 1, V]; [B, N, V] as it is."""
+    return x if x.dim() == 3 else x[:, None]
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """The highest logit's id along the last axis, the lowest id of equals (which `torch.argmax` promises)."""
+    return logits.argmax(dim=-1)
+
+
+def draw(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
+    """Draw one id per row from non-negative weights by inverting their cumulative sum: [B, V], [B] -> int64 [B].
+
+    An id of weight 0 is never drawn, whatever the rounding: the sum does not rise there.
+    """
+    cumulative_BV = weights_BV.to(torch.float64).cumsum(-1)
+    total_B1 = cumulative_BV[:, -1:].contiguous()
+    drawn_B1 = torch.searchsorted(cumulative_BV, uniform_B[:, None] * total_B1, right=True)
+    # u * total can round up to the total itself: then it is the last id that has weight.
+    last_B1 = torch.searchsorted(cumulative_BV, total_B1)
+    # NaN sorts behind everything; the index has to stay one, whoever checks for NaN.
+    return torch.minimum(drawn_B1, last_B1)[:, 0].clamp(max=weights_BV.shape[-1] - 1)
+
+
+def seen_prefixes(seen_BV: Tensor, drafted_BC: Tensor) -> Tensor:
+    """What has been seen before each scored position: bool [B, C + 1, V]; position i adds the first i drafted tokens."""
+    B, C = drafted_BC.shape
+    new_BNV = torch.zeros(B, C + 1, seen_BV.shape[-1], dtype=torch.int8, device=seen_BV.device)
+    new_BNV[:, 1:].scatter_(-1, drafted_BC[..., None], 1)
+    return new_BNV.cumsum(1).bool() | seen_BV[:, None]

@@ -1,0 +1,106 @@
+"""What a call to `generate` measured, per prompt and for the whole call."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class GenerationStats:
+    """Counts and times. A batch's model call counts once for every row in it; reading the prompt is not counted.
+
+    The prefill yields no token: the first loop already scores the prompt's last token together with the draft.
+    """
+
+    tokens: int = 0
+    target_calls: int = 0
+    draft_calls: int = 0
+    accepted_by_position: list[int] = field(default_factory=list)
+    judged_by_position: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    seconds_by_part: dict[str, float] = field(default_factory=dict)
+    seconds_per_token: list[float] = field(default_factory=list, repr=False)
+
+    @property
+    def accepted(self) -> int:
+        return sum(self.accepted_by_position)
+
+    @property
+    def rejected(self) -> int:
+        return sum(self.judged_by_position) - self.accepted
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """accepted / (accepted + rejected): of the drafted tokens that were judged, how many stayed. None: none was."""
+        judged = sum(self.judged_by_position)
+        return self.accepted / judged if judged else None
+
+    @property
+    def acceptance_by_position(self) -> list[float | None]:
+        """Acceptance at each draft position, given that all before it were accepted."""
+        pairs = zip(self.accepted_by_position, self.judged_by_position, strict=True)
+        return [accepted / judged if judged else None for accepted, judged in pairs]
+
+    @property
+    def tokens_per_target_call(self) -> float | None:
+        return self.tokens / self.target_calls if self.target_calls else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        return self.tokens / self.seconds if self.seconds else None
+
+    def record_loop(self, n_tokens: int, judged: int, accepted: int, draft_calls: int, seconds: float) -> None:
+        """One target call for this row, which yielded `n_tokens`, the first `accepted` of `judged` from the draft."""
+        self.tokens += n_tokens
+        self.target_calls += 1
+        self.draft_calls += draft_calls
+        self._reach(judged)
+        for position in range(judged):
+            self.judged_by_position[position] += 1
+            self.accepted_by_position[position] += position < accepted
+        self.seconds_per_token += [seconds / n_tokens] * n_tokens
+
+    def add(self, other: "GenerationStats") -> None:
+        """Take in another row's counts and per-token times, but not its seconds: rows of a batch share the clock."""
+        self.tokens += other.tokens
+        self.target_calls += other.target_calls
+        self.draft_calls += other.draft_calls
+        self._reach(len(other.judged_by_position))
+        for position, judged in enumerate(other.judged_by_position):
+            self.judged_by_position[position] += judged
+            self.accepted_by_position[position] += other.accepted_by_position[position]
+        self.seconds_per_token += other.seconds_per_token
+
+    def _reach(self, n_positions: int) -> None:
+        missing = n_positions - len(self.judged_by_position)
+        self.judged_by_position += [0] * missing
+        self.accepted_by_position += [0] * missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything a program may want to read, as JSON types; times in seconds."""
+        return {
+            "tokens": self.tokens,
+            "target_calls": self.target_calls,
+            "draft_calls": self.draft_calls,
+            "accepted": self.accepted,
+            "rejected": self.rejected,
+            "acceptance_rate": self.acceptance_rate,
+            "acceptance_by_position": self.acceptance_by_position,
+            "tokens_per_target_call": self.tokens_per_target_call,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "seconds_by_part": self.seconds_by_part,
+            "seconds_per_token": percentiles(self.seconds_per_token),
+        }
+
+
+def percentiles(values: Iterable[float]) -> dict[str, float]:
+    """Mean and nearest-rank P50, P90 and P99; empty for no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return {}
+    rank = {name: ordered[min(len(ordered) - 1, len(ordered) * share // 100)] for name, share in PERCENTILES}
+    return {"mean": sum(ordered) / len(ordered), **rank}
+
+
+PERCENTILES = (("p50", 50), ("p90", 90), ("p99", 99))

@@ -1,0 +1,90 @@
+"""Modified rejection sampling (2302.01318, section 3 and Algorithm 2): tensors in, tensors out, ragged rows.
+
+With target_probs the paper's q and draft_probs its p: a drafted token x stays with probability
+min(1, target_probs[x] / draft_probs[x]); the first that does not is replaced by a draw from
+max(0, target_probs - draft_probs), renormalised (equation 5); after C accepted tokens one more is drawn from the target.
+Theorem 1: what comes out has the target's distribution exactly.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from modicum.decode.random import Purpose
+from modicum.decode.sampling import draw
+
+
+class Acceptance(NamedTuple):
+    """Per row: how many drafted tokens stay, the target's token after them, and whether the distributions were valid."""
+
+    n_accepted_B: Tensor
+    next_token_B: Tensor
+    valid_B: Tensor
+
+
+def accept(
+    target_probs_BNV: Tensor,
+    draft_tokens_BC: Tensor,
+    draft_probs_BCV: Tensor | None,
+    drafted_B: Tensor,
+    uniforms_BNP: Tensor,
+) -> Acceptance:
+    """Algorithm 2 for one loop. N = C + 1 scored positions; both distributions are over the same V ids.
+
+    Args:
+        target_probs_BNV: the target's probabilities after the text and 0 ... C drafted tokens.
+        draft_tokens_BC: the drafted tokens; row b has `drafted_B[b]` of them, what stands behind is ignored.
+        draft_probs_BCV: what each was drawn from, after temperature and filters. None: point masses, as from n-grams
+            or greedy drafts; the residual is then the target's distribution without that token.
+        uniforms_BNP: float64 in [0, 1), by position and `Purpose`.
+
+    A row is invalid if a drafted token has draft probability 0 or the target's distribution is not one: the caller's
+    mistake, or NaN from a model.
+    """
+    B, C = draft_tokens_BC.shape
+    index_BC1 = draft_tokens_BC[..., None]
+    target_BC = target_probs_BNV[:, :C].gather(-1, index_BC1)[..., 0]
+    if draft_probs_BCV is None:
+        draft_BC = torch.ones_like(target_BC)
+    else:
+        draft_BC = draft_probs_BCV.gather(-1, index_BC1)[..., 0]
+    real_BC = torch.arange(C, device=drafted_B.device) < drafted_B[:, None]
+    # u * draft < target instead of u < target / draft: no division, no epsilon, and never true for a target of 0.
+    stays_BC = (uniforms_BNP[:, :C, Purpose.COIN] * draft_BC < target_BC) & real_BC
+    n_accepted_B = stays_BC.long().cumprod(1).sum(1)
+
+    at_B11 = n_accepted_B[:, None, None]
+    target_BV = target_probs_BNV.gather(1, at_B11.expand(-1, 1, target_probs_BNV.shape[-1]))[:, 0]
+    rejected_B = n_accepted_B < drafted_B
+    weights_BV = target_BV
+    if C:
+        draft_BV = _draft_row(draft_tokens_BC, draft_probs_BCV, n_accepted_B.clamp(max=C - 1), target_BV)
+        residual_BV = (target_BV - draft_BV).clamp(min=0)
+        # Equal distributions leave nothing over; a rejection there is rounding, and the target itself is right.
+        residual_BV = torch.where(residual_BV.sum(-1, keepdim=True) > 0, residual_BV, target_BV)
+        weights_BV = torch.where(rejected_B[:, None], residual_BV, target_BV)
+    purpose_B = torch.where(rejected_B, int(Purpose.RESIDUAL), int(Purpose.BONUS))
+    rows_B = torch.arange(B, device=drafted_B.device)
+    next_token_B = draw(weights_BV, uniforms_BNP[rows_B, n_accepted_B, purpose_B])
+
+    chosen_B = target_BV.gather(1, next_token_B[:, None])[:, 0]
+    valid_B = (chosen_B > 0) & ((draft_BC > 0) | ~real_BC).all(1) & ~(target_BC.isnan() & real_BC).any(1)
+    return Acceptance(n_accepted_B, next_token_B, valid_B)
+
+
+def _draft_row(tokens_BC: Tensor, probs_BCV: Tensor | None, at_B: Tensor, like_BV: Tensor) -> Tensor:
+    """The draft's distribution at position `at_B` of each row: [B, V]."""
+    if probs_BCV is None:
+        return torch.zeros_like(like_BV).scatter_(1, tokens_BC.gather(1, at_B[:, None]), 1.0)
+    return probs_BCV.gather(1, at_B[:, None, None].expand(-1, 1, probs_BCV.shape[-1]))[:, 0]
+
+
+def accept_greedy(target_tokens_BN: Tensor, draft_tokens_BC: Tensor, drafted_B: Tensor) -> Acceptance:
+    """`accept` where both distributions are one-hot: a drafted token stays if it is the target's own choice."""
+    C = draft_tokens_BC.shape[1]
+    real_BC = torch.arange(C, device=drafted_B.device) < drafted_B[:, None]
+    stays_BC = (target_tokens_BN[:, :C] == draft_tokens_BC) & real_BC
+    n_accepted_B = stays_BC.long().cumprod(1).sum(1)
+    next_token_B = target_tokens_BN.gather(1, n_accepted_B[:, None])[:, 0]
+    return Acceptance(n_accepted_B, next_token_B, torch.ones_like(drafted_B, dtype=torch.bool))

@@ -1,0 +1,110 @@
+"""A smaller model of the same family as the draft (the choice of 2302.01318)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.decode.batch import Batch
+from modicum.decode.loop import prefill
+from modicum.decode.random import Purpose
+from modicum.decode.sampling import draw, greedy, seen_prefixes
+from modicum.errors import UsageError
+from modicum.speculative.drafters.base import Draft
+
+
+class ModelDrafter:
+    """Drafts token by token with a language model that shares the target's tokenizer."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.max_rows: int | None = None if model.ragged else 1
+
+    def check(self, target: Any) -> None:
+        if not self.model.ragged:
+            self.model.check_speculation()
+        ours, theirs = self.model.tokenizer, target.tokenizer
+        if ours is None or theirs is None:
+            return  # token ids are the caller's own
+        difference = theirs.difference(ours)
+        if difference is not None:
+            raise UsageError(
+                f"the draft's tokenizer is not the target's ({difference}): choose a draft that was trained with it"
+            )
+
+    def start(self, batch: Batch, capacity: int) -> None:
+        self.cache = self.model.new_cache(len(batch.rows), capacity)
+        counts = [length - 1 for length in batch.lengths]
+        prefill(self.model, self.cache, self._readable(batch.tokens_BM), counts)
+        self.read = counts  # tokens in the cache, per row
+
+    def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
+        context = self.model.config.max_seq_len
+        counts = [max(0, min(n, context - length)) for n, length in zip(allowed, batch.lengths, strict=True)]
+        if not max(counts):
+            return Draft.empty(batch)
+        logits_BV = self._catch_up(batch)
+        tokens, probs = [], []
+        for offset in range(max(counts)):
+            if offset:
+                logits_BV = self.model(tokens[-1][:, None], self.cache)[:, -1]
+                self._commit([1] * len(counts))
+            seen_BV = self._seen(batch, tokens)
+            token_B, probs_BV = self._draw(batch, self._fit(logits_BV, batch.vocab_size), seen_BV, noise_BNP, offset)
+            tokens.append(token_B)
+            probs.append(probs_BV)
+        drawn = [p for p in probs if p is not None]
+        return Draft(torch.stack(tokens, 1), torch.stack(drawn, 1) if drawn else None, counts, len(tokens))
+
+    def keep(self, rows: list[int], lengths: list[int]) -> None:
+        self.read = [self.read[row] for row in rows]
+        self.cache.keep(rows, self.read)
+
+    def _catch_up(self, batch: Batch) -> Tensor:
+        """Read whatever the draft has not: one token after a rejection, two after full acceptance. -> [B, V]"""
+        # Of what the draft read last time, the accepted tokens stand; the last token of a row is new to it.
+        self.read = [min(read, length - 1) for read, length in zip(self.read, batch.lengths, strict=True)]
+        self.cache.truncate(batch.lengths_B - 1, self.read)
+        behind = [length - read for read, length in zip(self.read, batch.lengths, strict=True)]
+        if max(behind) == 1:
+            ids_BL, last_B1 = batch.last_B1, None
+        else:
+            columns_BL = self.cache.lengths_B[:, None] + torch.arange(max(behind), device=batch.device)
+            ids_BL = batch.tokens_BM.gather(1, columns_BL.clamp(max=batch.tokens_BM.shape[1] - 1))
+            last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
+        logits_BV = self.model(self._readable(ids_BL), self.cache, at_BN=last_B1)[:, -1]
+        self._commit(behind)
+        return logits_BV
+
+    def _readable(self, ids: Tensor) -> Tensor:
+        """Ids that only the target's larger table has, as the draft's last: a poor guess, but still only a guess."""
+        return ids.clamp(max=self.model.config.vocab_size - 1)
+
+    def _commit(self, counts: list[int]) -> None:
+        self.read = [read + n for read, n in zip(self.read, counts, strict=True)]
+        step = counts[0] if min(counts) == max(counts) else torch.tensor(counts, device=self.cache.lengths_B.device)
+        self.cache.commit(step, self.read)
+
+    @staticmethod
+    def _seen(batch: Batch, tokens: list[Tensor]) -> Tensor | None:
+        if batch.seen_BV is None or not tokens:
+            return batch.seen_BV
+        return seen_prefixes(batch.seen_BV, torch.stack(tokens, 1))[:, -1]
+
+    @staticmethod
+    def _fit(logits_BV: Tensor, vocab_size: int) -> Tensor:
+        """The draft's logits over the target's vocabulary: its own padding cut off, what it lacks impossible."""
+        missing = vocab_size - logits_BV.shape[-1]
+        if missing <= 0:
+            return logits_BV[:, :vocab_size]
+        return torch.nn.functional.pad(logits_BV, (0, missing), value=-torch.inf)
+
+    @staticmethod
+    def _draw(
+        batch: Batch, logits_BV: Tensor, seen_BV: Tensor | None, noise_BNP: Tensor | None, offset: int
+    ) -> tuple[Tensor, Tensor | None]:
+        if noise_BNP is None:
+            sampler = batch.sampler
+            return sampler.greedy(logits_BV, seen_BV) if sampler.penalised else greedy(logits_BV), None
+        probs_BV = batch.sampler.probs(logits_BV, seen_BV)
+        return draw(probs_BV, noise_BNP[:, offset, Purpose.DRAFT]), probs_BV

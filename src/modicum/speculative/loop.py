@@ -1,0 +1,72 @@
+"""The speculative loop (2302.01318, Algorithm 2): draft, score in one call, accept, commit; every row at its own pace."""
+
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.decode.batch import Batch, Loop
+from modicum.decode.loop import prefill, refuse_invalid
+from modicum.decode.sampling import greedy, seen_prefixes
+from modicum.speculative.accept import Acceptance, accept, accept_greedy
+from modicum.speculative.drafters.base import Draft, Drafter
+
+
+class SpeculativeEngine:
+    """Up to `num_draft_tokens` + 1 tokens per row and target call, with exactly the target's distribution."""
+
+    sources = ("draft", "target")
+
+    def __init__(self, target: Any, drafter: Drafter, num_draft_tokens: int) -> None:
+        self.target, self.drafter, self.num_draft_tokens = target, drafter, num_draft_tokens
+
+    def start(self, batch: Batch) -> None:
+        # Rows near their end are padded up to the longest draft in the batch: those slots are never committed.
+        capacity = batch.tokens_BM.shape[1] + self.num_draft_tokens + 1
+        self.cache = self.target.new_cache(len(batch.rows), capacity)
+        prefill(self.target, self.cache, batch.tokens_BM, [length - 1 for length in batch.lengths])
+        self.drafter.start(batch, capacity)
+
+    def step(self, batch: Batch) -> Loop:
+        began = perf_counter()
+        # A loop yields one token more than it drafts, so the last one of a row never needs a draft.
+        allowed = [min(self.num_draft_tokens, row.remaining - 1) for row in batch.rows]
+        noise_BNP = batch.noise(self.num_draft_tokens + 1)
+        draft = self.drafter.propose(batch, allowed, noise_BNP)
+        drafted = perf_counter()
+        ids_BN = torch.cat([batch.last_B1, draft.tokens_BC], dim=1)
+        logits_BNV = self.target(ids_BN, self.cache)[..., : batch.vocab_size]
+        accepted = judge(batch, logits_BNV, draft, noise_BNP)
+        # The one transfer to the host in a loop.
+        table = torch.cat(
+            [accepted.n_accepted_B[:, None], accepted.next_token_B[:, None], accepted.valid_B[:, None], ids_BN[:, 1:]], 1
+        ).tolist()
+        refuse_invalid(all(valid for _, _, valid, *_ in table))
+        n_accepted = [n for n, *_ in table]
+        verified = perf_counter()
+        self.cache.commit(
+            accepted.n_accepted_B + 1, [length + n for length, n in zip(batch.lengths, n_accepted, strict=True)]
+        )
+        tokens = [[*drafts[:n], following] for n, following, _, *drafts in table]
+        judged = [min(n + 1, count) for n, count in zip(n_accepted, draft.counts, strict=True)]
+        seconds = {"draft": drafted - began, "verify": verified - drafted}
+        return Loop(tokens, judged, n_accepted, draft.calls, seconds)
+
+    def keep(self, rows: list[int], lengths: list[int]) -> None:
+        self.cache.keep(rows, [length - 1 for length in lengths])
+        self.drafter.keep(rows, lengths)
+
+
+def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | None) -> Acceptance:
+    """Accept or correct a batch's drafts by its target's logits; penalties are evaluated on every drafted prefix."""
+    drafted_B = torch.tensor(draft.counts, device=batch.device)
+    seen_BNV = None if batch.seen_BV is None else seen_prefixes(batch.seen_BV, draft.tokens_BC)
+    if noise_BNP is None:
+        sampler = batch.sampler
+        target_BN = sampler.greedy(logits_BNV, seen_BNV) if sampler.penalised else greedy(logits_BNV)
+        accepted = accept_greedy(target_BN, draft.tokens_BC, drafted_B)
+        numbers_B = ~logits_BNV.gather(-1, target_BN[..., None]).isnan().flatten(1).any(1)
+        return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
+    probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
+    return accept(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])
