@@ -228,7 +228,9 @@ def encode_prompts(model: Any, prompts: Any) -> list[list[int]]:
         raise UsageError("prompts is a flat list of integers: give a list of token lists, such as [[1, 2, 3]]")
     texts = [prompt for prompt in several if isinstance(prompt, str)]
     if texts and model.tokenizer is None:
-        raise UsageError("this model has no tokenizer files: give prompts as lists of token ids, or add a tokenizer.json")
+        raise UsageError(
+            "this model has no tokenizer files: give prompts as lists of token ids, or add a tokenizer.json"
+        )
     ids = []
     for index, prompt in enumerate(several):
         tokens = [int(t) for t in (model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]

@@ -9,4 +9,6 @@ def model_presets() -> dict[str, Path]:
     """Names of the models that ship with modicum, and their folders."""
     if not MODELS.is_dir():
         return {}
-    return {f"modicum-{folder.name}": folder for folder in sorted(MODELS.iterdir()) if (folder / "config.json").exists()}
+    return {
+        f"modicum-{folder.name}": folder for folder in sorted(MODELS.iterdir()) if (folder / "config.json").exists()
+    }

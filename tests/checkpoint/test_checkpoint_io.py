@@ -103,7 +103,7 @@ class Stream(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         class Counted(torch.Tensor):
-            def __del__(counted) -> None:  # noqa: N805
+            def __del__(counted) -> None:
                 self.alive -= 1
 
         self.alive += 1
@@ -147,7 +147,7 @@ def test_changing_a_tensor_that_was_read_leaves_the_file_alone(tmp_path: Path) -
 def test_an_existing_folder_needs_overwrite(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_checkpoint(checkpoint(), tmp_path / "empty")
-    with pytest.raises(UsageError, match="already holds files.*overwrite"):
+    with pytest.raises(UsageError, match=r"already holds files.*overwrite"):
         write_checkpoint(checkpoint(), tmp_path / "empty")
     (tmp_path / "empty" / "stale.txt").write_text("old")
     write_checkpoint(Checkpoint({"new": 1}, TENSORS), tmp_path / "empty", overwrite=True)
@@ -211,7 +211,7 @@ def test_an_unwritable_place_is_one_sentence(tmp_path: Path) -> None:
         write_checkpoint(checkpoint(), tmp_path / "file" / "out")
 
 
-@pytest.mark.parametrize("name", ["../escape.json", "config.json", "model.safetensors", ""])
+@pytest.mark.parametrize("name", ["../escape.json", "config.json", "model.safetensors", "", ".."])
 def test_file_names_that_are_not_plain_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="plain file names"):
         write_checkpoint(Checkpoint({}, TENSORS, {name: b""}), tmp_path / "out")

@@ -278,21 +278,24 @@ def test_original_context_beside_the_rope_parameters_overrules() -> None:
     scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 31}
     config = OLD["llama"] | {"rope_scaling": scaling, "original_max_position_embeddings": 17}
     rope = decoder_config(config).rope
-    assert rope is not None and rope.original_max_seq_len == 17
+    assert rope is not None
+    assert rope.original_max_seq_len == 17
 
 
 @pytest.mark.parametrize(("share", "rotary_dim"), [(0.25, 3), (0.5, 6), (1.0, 12), (0.99, 11)])
 def test_partial_rotary_survives_the_round_trip(share: float, rotary_dim: int) -> None:
     config = OLD["gpt_neox"] | {"num_attention_heads": 3, "hidden_size": 36, "rotary_pct": share}
     cfg = decoder_config(config)
-    assert cfg.rope is not None and cfg.rope.rotary_dim == rotary_dim
+    assert cfg.rope is not None
+    assert cfg.rope.rotary_dim == rotary_dim
     assert decoder_config(stock_config(cfg)) == cfg
 
 
 def test_rotary_share_defaults_to_a_quarter_in_gpt_neox() -> None:
     config = {key: value for key, value in OLD["gpt_neox"].items() if key != "rotary_pct"}
     rope = decoder_config(config | {"hidden_size": 56}).rope
-    assert rope is not None and rope.rotary_dim == 2
+    assert rope is not None
+    assert rope.rotary_dim == 2
 
 
 WINDOWS = [
@@ -391,7 +394,7 @@ def test_refusals_are_one_sentence_with_key_and_value(family: str, changes: dict
 
 @pytest.mark.parametrize("config", [{"model_type": "opt"}, {}, {"model_type": 3}])
 def test_unknown_family(config: dict[str, Any]) -> None:
-    with pytest.raises(UnknownFamilyError, match="llama, mistral, qwen2, qwen3, gpt2, gpt_neox.*modicum\\[hf\\]"):
+    with pytest.raises(UnknownFamilyError, match=r"llama, mistral, qwen2, qwen3, gpt2, gpt_neox.*modicum\[hf\]"):
         decoder_config(config)
 
 
@@ -449,7 +452,7 @@ def test_what_a_layout_cannot_hold_is_refused(family: str, changes: dict[str, An
 
 
 def test_a_base_of_another_family_is_refused() -> None:
-    with pytest.raises(UsageError, match="family qwen2.*llama"):
+    with pytest.raises(UsageError, match=r"family qwen2.*llama"):
         stock_config(EXPECTED["llama"], OLD["qwen2"])
 
 
@@ -461,7 +464,9 @@ def test_transformers_reads_what_is_written(family: str, tmp_path: Path, capfd: 
     theirs = transformers.AutoConfig.from_pretrained(tmp_path)
     theirs.save_pretrained(tmp_path / "again")
     assert decoder_config(json.loads((tmp_path / "again" / "config.json").read_text())) == cfg
-    assert "rope" not in (warned := capfd.readouterr().err) and "deprecated" not in warned
+    warned = capfd.readouterr().err
+    assert "rope" not in warned
+    assert "deprecated" not in warned
 
 
 @pytest.mark.parametrize(("given", "expected"), SCALINGS)

@@ -84,7 +84,8 @@ def test_files_written_by_transformers(family: str, tmp_path: Path) -> None:
     assert (cfg.vocab_size, cfg.dim, cfg.n_layers, cfg.n_heads) == (101, 42, 2, 7)
     assert cfg.n_kv_heads == getattr(theirs, "num_key_value_heads", 7)
     assert cfg.head_dim == getattr(theirs, "head_dim", 6)
-    assert cfg.ffn_dim == 59 and cfg.max_seq_len == 89
+    assert cfg.ffn_dim == 59
+    assert cfg.max_seq_len == 89
     assert cfg.tie_embeddings == theirs.tie_word_embeddings
 
 
@@ -197,8 +198,8 @@ def test_missing_surplus_and_misshapen_tensors_are_refused() -> None:
         to_native(without, cfg)
     with pytest.raises(CheckpointError, match=r"lacks `model.embed_tokens.weight` and \d+ more"):
         to_native({}, cfg)
+    biases = {f"model.layers.0.self_attn.{name}_proj.bias": torch.zeros(42) for name in "qk"}
     with pytest.raises(CheckpointError, match=r"surplus `model.layers.0.self_attn.q_proj.bias` and 1 more"):
-        biases = {f"model.layers.0.self_attn.{name}_proj.bias": torch.zeros(42) for name in "qk"}
         to_native(stock | biases, cfg)
     with pytest.raises(CheckpointError, match=r"`model.norm.weight` has shape \[41\] .* requires \[42\]"):
         list(to_native(stock | {"model.norm.weight": torch.ones(41)}, cfg))
@@ -217,7 +218,7 @@ def test_tied_heads() -> None:
     stock = dict(to_stock(native, cfg))
     assert "lm_head.weight" not in stock
     assert same(dict(to_native(stock | {"lm_head.weight": native["embed.weight"].clone()}, cfg)), native)
-    with pytest.raises(CheckpointError, match="ties.*`lm_head.weight` differs.*tie_word_embeddings"):
+    with pytest.raises(CheckpointError, match=r"ties.*`lm_head.weight` differs.*tie_word_embeddings"):
         to_native(stock | {"lm_head.weight": native["embed.weight"] + 1}, cfg)
 
 
@@ -240,7 +241,7 @@ def test_to_stock_refuses_tensors_that_are_not_the_models() -> None:
     native = random_native(cfg)
     with pytest.raises(CheckpointError, match="surplus `extra`"):
         to_stock(native | {"extra": torch.zeros(1)}, cfg)
-    with pytest.raises(CheckpointError, match="lacks `norm.weight`"):
+    with pytest.raises(CheckpointError, match=r"lacks `norm.weight`"):
         to_stock({name: tensor for name, tensor in native.items() if name != "norm.weight"}, cfg)
     with pytest.raises(CheckpointError, match=r"`norm.weight` has shape \[1\]"):
         to_stock(native | {"norm.weight": torch.zeros(1)}, cfg)["model.norm.weight"]

@@ -33,9 +33,8 @@ def test_what_cannot_be_a_hub_id_is_a_missing_folder(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    if name:
-        with pytest.raises(CheckpointError, match="does not exist: give the folder"):
-            resolve(name)
+    with pytest.raises(CheckpointError, match="does not exist: give the folder"):
+        resolve(name)
 
 
 def test_a_path_object_is_never_a_hub_id() -> None:
@@ -108,5 +107,5 @@ def test_what_the_hub_refuses_is_one_sentence(error: Exception, said: str, monke
 def test_a_repository_with_pickles_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["OPTForCausalLM"]}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
-    with pytest.raises(CheckpointError, match="no safetensors weights.*t.OPTForCausalLM.from_pretrained.*owner/name"):
+    with pytest.raises(CheckpointError, match=r"no safetensors weights.*t.OPTForCausalLM.from_pretrained.*owner/name"):
         resolve("owner/name")

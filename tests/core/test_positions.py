@@ -32,7 +32,9 @@ def test_frequencies_equal_those_of_transformers(case):
     if "original_max_seq_len" in case:
         theirs_case["original_max_position_embeddings"] = case["original_max_seq_len"]
     rope = {"rope_type": case["scaling"], "rope_theta": 50_000.0, **theirs_case}
-    config = LlamaConfig(hidden_size=4 * 22, num_attention_heads=4, max_position_embeddings=20_480, rope_parameters=rope)
+    config = LlamaConfig(
+        hidden_size=4 * 22, num_attention_heads=4, max_position_embeddings=20_480, rope_parameters=rope
+    )
     expected, magnitude = ROPE_INIT_FUNCTIONS[case["scaling"]](config, torch.device("cpu"))
     ours, our_magnitude = frequencies(RopeConfig(rotary_dim=22, theta=50_000.0, **case))
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)

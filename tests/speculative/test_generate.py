@@ -109,9 +109,7 @@ def test_sampled_distribution_is_the_targets(drafter):
     target = tiny(vocab_size=5, scale=0.5)
     draft = perturbed(target, 9, 0.2) if drafter == "model" else "ngram"
     n, prompt, settings = 100_000, [1, 3, 1, 3], {"temperature": 0.8, "top_p": 0.95}
-    out = modicum.generate(
-        target, [prompt] * n, draft=draft, num_draft_tokens=2, max_new_tokens=3, seed=11, **settings
-    )
+    out = modicum.generate(target, [prompt] * n, draft=draft, num_draft_tokens=2, max_new_tokens=3, seed=11, **settings)
     assert 0.2 < out.stats.acceptance_rate < 0.98
     probs = pair_probs(target, prompt, **settings)
     counts = Counter(map(tuple, out.tokens))

@@ -24,12 +24,14 @@ def resolve(path_or_hub_id: str | Path) -> Path:
         path = Path(name).expanduser()
     except RuntimeError:  # `~user` of an unknown user
         path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return path
-    if path.exists():
+    if name and path.exists():
         raise CheckpointError(f"{name} is a file: give the folder that holds config.json and model.safetensors")
     if isinstance(path_or_hub_id, Path) or not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name} does not exist: give the folder of a checkpoint, or a hub id such as owner/name")
+        raise CheckpointError(
+            f"{name or 'an empty name'} does not exist: give the folder of a checkpoint, or a hub id such as owner/name"
+        )
     return _downloaded(name)
 
 

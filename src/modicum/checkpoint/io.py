@@ -1,4 +1,4 @@
-"""Stock checkpoint folders to (config, state_dict, files) and back: safetensors only, memory-mapped, never unpickled."""
+"""Stock checkpoint folders to (config, state_dict, files) and back: safetensors, mapped, never unpickled."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def write_checkpoint(
     def fill(folder: Path) -> None:
         _write_json(folder / CONFIG, ckpt.config)
         for name, content in ckpt.files.items():
-            if Path(name).name != name or name in (CONFIG, WEIGHTS, INDEX):
+            if Path(name).name != name or name in ("", "..", CONFIG, WEIGHTS, INDEX):
                 raise UsageError(f"`files` holds {name!r}: give plain file names other than config and weights")
             (folder / name).write_bytes(content)
         _write_weights(ckpt.state_dict, folder, shard_bytes)

@@ -40,7 +40,8 @@ class SpeculativeEngine:
         accepted = judge(batch, logits_BNV, draft, noise_BNP)
         # The one transfer to the host in a loop.
         table = torch.cat(
-            [accepted.n_accepted_B[:, None], accepted.next_token_B[:, None], accepted.valid_B[:, None], ids_BN[:, 1:]], 1
+            [accepted.n_accepted_B[:, None], accepted.next_token_B[:, None], accepted.valid_B[:, None], ids_BN[:, 1:]],
+            1,
         ).tolist()
         refuse_invalid(all(valid for _, _, valid, *_ in table))
         n_accepted = [n for n, *_ in table]

@@ -27,9 +27,7 @@ class NgramDrafter:
         self.indexes = [NgramIndex(self.longest) for _ in batch.rows]
 
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
-        found = [
-            index.lookup(row.tokens, n) for index, row, n in zip(self.indexes, batch.rows, allowed, strict=True)
-        ]
+        found = [index.lookup(row.tokens, n) for index, row, n in zip(self.indexes, batch.rows, allowed, strict=True)]
         counts = [len(tokens) for tokens in found]
         width = max(counts)
         padded = [tokens + [0] * (width - len(tokens)) for tokens in found]

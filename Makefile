@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread per test process: two processes share two cores better than their thread pools do.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed  ## complete Python code with the models that ship with modicum, plain and speculative
+	$(BIN)/modicum demo
+
+demo-check: $(VENV)/installed  ## the demo, as short as it gets
+	$(BIN)/modicum demo --quick
+
+test: $(VENV)/installed  ## the test suite
+	$(TEST)
+
+test-slow: $(VENV)/installed  ## the tests that take minutes
+	$(TEST) -m slow
+
+lint: $(VENV)/installed  ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/installed  ## repair what ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed  ## speed against transformers, side by side
+	$(BIN)/python benchmarks/text_cpu.py
+
+docs: $(VENV)/installed  ## regenerate the command reference
+	$(BIN)/python docs/generate.py
+
+.PHONY: help demo demo-check test test-slow lint fix bench docs
