@@ -51,7 +51,7 @@ def load(
         MissingExtraError: a family without native code, and `transformers` is not installed.
     """
     preset = resources.model_presets().get(str(path_or_hub_id))
-    folder = preset or resolve(str(path_or_hub_id))
+    folder = preset or resolve(path_or_hub_id if isinstance(path_or_hub_id, Path) else str(path_or_hub_id))
     checkpoint = read_checkpoint(folder)
     device = pick_device(device)
     try:
@@ -178,7 +178,7 @@ def generate(
         raise UsageError("a stop string is empty: give at least one character, or leave `stop` out")
     if stops and tokenizer is None:
         raise UsageError("stop strings need text and this model has no tokenizer files: leave `stop` out")
-    spread = {
+    spread: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
@@ -289,8 +289,9 @@ def per_prompt(name: str, value: T | Sequence[T], n_prompts: int) -> list[T]:
 def stream_keys(seed: int | Sequence[int] | None, n_prompts: int) -> list[int]:
     """The key of each prompt's random stream; without a seed, of streams that nobody can repeat."""
     if isinstance(seed, list | tuple):
-        return [stream_key(int(own), 0) for own in per_prompt("seed", seed, n_prompts)]
-    base = secrets.randbits(63) if seed is None else int(seed)  # type: ignore[call-overload]
+        own: list[Any] = per_prompt("seed", seed, n_prompts)
+        return [stream_key(value, 0) for value in own]
+    base: Any = secrets.randbits(63) if seed is None else seed
     return [stream_key(base, index) for index in range(n_prompts)]
 
 

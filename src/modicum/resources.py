@@ -2,13 +2,20 @@
 
 from pathlib import Path
 
-MODELS = Path(__file__).parent / "models"
+PACKAGE = Path(__file__).parent
 
 
 def model_presets() -> dict[str, Path]:
     """Names of the models that ship with modicum, and their folders."""
-    if not MODELS.is_dir():
-        return {}
-    return {
-        f"modicum-{folder.name}": folder for folder in sorted(MODELS.iterdir()) if (folder / "config.json").exists()
-    }
+    folders = sorted((PACKAGE / "models").glob("*/config.json"))
+    return {f"modicum-{config.parent.name}": config.parent for config in folders}
+
+
+def recipe_path(name: Path) -> Path:
+    """A recipe by path, or by the name of one that ships with modicum ("code-target")."""
+    # In a wheel the recipes are inside the package, in a source checkout beside src/.
+    for folder in (PACKAGE / "recipes", PACKAGE.parents[1] / "recipes"):
+        shipped = folder / f"{name.stem}.toml"
+        if not name.exists() and shipped.is_file():
+            return shipped
+    return name

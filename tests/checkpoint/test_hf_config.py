@@ -433,6 +433,20 @@ def test_a_new_rotation_replaces_every_older_spelling() -> None:
     assert result["rope_theta"] == result["rope_parameters"]["rope_theta"] == 500000.0
 
 
+def test_keys_that_would_overrule_the_new_value_go() -> None:
+    scaling = {"type": "yarn", "factor": 4.0}
+    base = OLD["llama"] | {"rope_scaling": scaling, "original_max_position_embeddings": 17}
+    old = decoder_config(base)
+    assert old.rope is not None
+    cfg = dataclasses.replace(old, rope=dataclasses.replace(old.rope, original_max_seq_len=23))
+    assert decoder_config(stock_config(cfg, base)) == cfg
+    base = {"model_type": "gpt2", **{k: v for k, v in SIZES.items() if k != "intermediate_size"}}
+    cfg = dataclasses.replace(decoder_config(base), n_layers=2)
+    result = stock_config(cfg, base)
+    assert decoder_config(result) == cfg
+    assert "num_hidden_layers" not in result
+
+
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [

@@ -199,10 +199,10 @@ def test_tokenizer_json() -> None:
 def test_truncation_and_padding_are_switched_off() -> None:
     backend = byte_level()
     backend.enable_truncation(2)
-    backend.enable_padding(length=9)
+    backend.enable_padding(length=99)
     tokenizer = Tokenizer.from_files({"tokenizer.json": as_file(backend)}, {})
     assert tokenizer is not None
-    assert tokenizer.decode(tokenizer.encode(TEXTS[0])) == TEXTS[0]
+    assert tokenizer.encode(TEXTS[0]) == byte_level().encode(TEXTS[0]).ids
 
 
 def test_end_of_text_ids_are_the_union() -> None:
@@ -263,6 +263,7 @@ def test_byte_pair_files_encode_as_in_transformers(kind: str, tmp_path: Path) ->
     added = {
         str(size): {"content": "<|im_end|>", "special": True},
         str(size + 1): {"content": "<tool>", "special": False},
+        str(size + 2): {"content": "<|image|>", "special": True},
     }
     settings = {
         "tokenizer_class": kind,
@@ -278,9 +279,9 @@ def test_byte_pair_files_encode_as_in_transformers(kind: str, tmp_path: Path) ->
     theirs = getattr(transformers, kind).from_pretrained(tmp_path)
     ours = Tokenizer.from_files(files, {})
     assert ours is not None
-    assert len(ours) == size + 2
+    assert len(ours) == size + 3
     assert ours.eos_ids == {size}
-    for text in [*TEXTS, "a<|im_end|>b<tool> c<|endoftext|>", "e\u0301"]:
+    for text in [*TEXTS, "a<|im_end|>b<tool> c<|image|><|endoftext|>", "e\u0301"]:
         assert ours.encode(text) == theirs(text)["input_ids"]
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs(text)["input_ids"], skip_special_tokens=True)
 

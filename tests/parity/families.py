@@ -37,6 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {**LLAMA, "head_dim": 14}),
     "gpt2": ("gpt2", GPT2),
     "gpt_neox": ("gpt_neox", NEOX),
+    "gpt_neox-odd-rotary": ("gpt_neox", {**NEOX, "hidden_size": 48}),
     "gpt_neox-sequential": ("gpt_neox", {**NEOX, "use_parallel_residual": False, "attention_bias": False}),
 }
 

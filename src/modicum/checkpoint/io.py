@@ -28,7 +28,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 class Checkpoint:
     """What a checkpoint folder holds: config.json as read, tensors by stock name, and the tokenizer and other files.
 
-    A checkpoint that was read has a lazy `state_dict`: a tensor lies in the file until it is asked for, and comes
+    A checkpoint that was read has a lazy `state_dict`: a tensor stays in the file until it is asked for, and then it is
     mapped, not copied. Reads of one tensor share memory, so copy before changing one in place; the file never changes.
     """
 

@@ -41,7 +41,7 @@ def flex(
     def add_mask(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return score if mask_BHLM is None else score + mask_BHLM[b, h, i, j]
 
-    grouped = H != k_BGMK.shape[1]
+    grouped = k_BGMK.shape[1] != H
     return flex_attention(q_BHLK, k_BGMK, v_BGMK, score_mod=add_mask, scale=scale, enable_gqa=grouped)  # type: ignore[return-value]
 
 

@@ -1,5 +1,6 @@
 """Norms, feed-forward layers and the pre-norm transformer block."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from modicum.core.attention import Attention, AttentionConfig
 from modicum.core.linear import Linear, Projections
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),

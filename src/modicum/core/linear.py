@@ -53,8 +53,9 @@ class Projections(nn.Module):
 
     def pack(self) -> None:
         layers = [layer for layer in self.children() if isinstance(layer, Linear)]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        self.packed = PackedLinear(torch.cat([layer.weight for layer in layers]), torch.cat(biases) if biases else None)
+        weights: list[Tensor] = [layer.weight for layer in layers]
+        biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
+        self.packed = PackedLinear(torch.cat(weights), torch.cat(biases) if biases else None)
         for layer in layers:
             layer.weight = layer.bias = None  # type: ignore[assignment]
 

@@ -20,8 +20,8 @@ class Rope(nn.Module):
 
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
-        self.rotary_dim = config.rotary_dim
         self.frequencies, self.magnitude = frequencies(config)
+        self.rotary_dim = 2 * len(self.frequencies)  # an odd number is rounded up to whole pairs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
         # The frequencies follow the model to its device but never to its dtype.

@@ -116,4 +116,4 @@ def load_adapter(folder: Path, device: torch.device, dtype: Any, unknown: Checkp
         module = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"transformers cannot load {folder}: {str(error).splitlines()[0]}") from error
-    return HFAdapter(module.to(device))
+    return HFAdapter(module.to(device))  # type: ignore[arg-type]

@@ -40,7 +40,8 @@ def find_corpus(source: str, suffixes: tuple[str, ...], exclude: tuple[str, ...]
     root = Path(sysconfig.get_paths()["stdlib"]) if source == "stdlib" else Path(source).expanduser()
     if not root.is_dir():
         raise UsageError(f"data source {source} is not a folder: give one with text files, or `stdlib`")
-    training, kept_out = [], []
+    training: list[str] = []
+    kept_out: list[str] = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in SKIPPED_FOLDERS)
         for name in sorted(files):

@@ -44,7 +44,8 @@ class ModelDrafter:
         if not max(counts):
             return Draft.empty(batch)
         logits_BV = self._catch_up(batch)
-        tokens, probs = [], []
+        tokens: list[Tensor] = []
+        probs: list[Tensor | None] = []
         for offset in range(max(counts)):
             if offset:
                 logits_BV = self.model(tokens[-1][:, None], self.cache)[:, -1]

@@ -1,0 +1,53 @@
+"""What the verbs share: options with their help, consoles, and the way a draft is named."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modicum.errors import UsageError
+
+Target = Annotated[
+    str, typer.Argument(help="Name of a model that ships with modicum, a local folder, or a Hugging Face hub id.")
+]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        help="A smaller model with the same tokenizer, or `ngram`: propose what followed the last tokens before."
+    ),
+]
+NumDraftTokens = Annotated[int, typer.Option("-k", "--num-draft-tokens", help="Tokens drafted per call of the target.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Exact, unless the text, a stop string or the context ends before.")]
+Temperature = Annotated[float, typer.Option(help="0 is greedy: always the most probable token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from the K most probable tokens only.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the most probable tokens that hold this share, 0 to 1.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens less probable than this share of the most probable one.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text, whatever else is in the batch.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
+NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, also in a terminal.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+
+
+def load_pair(target: str, draft: str | None, device: str, dtype: str) -> tuple[Any, Any]:
+    """The target, and the draft as `modicum.generate` takes it."""
+    from modicum import api
+
+    loaded = api.load(target, device=device, dtype=dtype)
+    return loaded, draft if draft in (None, "ngram") else api.load(str(draft), device=device, dtype=dtype)
+
+
+def check_writable(path: Path, *, force: bool) -> None:
+    """Refuse an output that exists or cannot be written, before any work is done."""
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder, so {path.name} cannot be written: create it first")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"{path} cannot be written: choose another --out")
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"

@@ -1,0 +1,62 @@
+"""Counter-based randomness: known answers, addresses, uniformity."""
+
+import math
+
+import pytest
+import torch
+
+from modicum.decode.random import GOLDEN, MASK, Purpose, mix, mix_tensor, signed, stream_key, uniforms
+
+# The first outputs of SplitMix64 for seed 1234567, as published with the algorithm.
+SPLITMIX = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+
+
+def test_known_answers():
+    states = [(1234567 + (i + 1) * GOLDEN) & MASK for i in range(5)]
+    assert [mix(state) for state in states] == SPLITMIX
+    tensor = mix_tensor(torch.tensor([signed(state) for state in states]))
+    assert tensor.tolist() == [signed(word) for word in SPLITMIX]
+
+
+def by_hand(key, position, offset, purpose):
+    state = mix((key + position * GOLDEN) & MASK)
+    return (mix((state + (offset * 16 + purpose + 1) * GOLDEN) & MASK) >> 11) * 2.0**-53
+
+
+def test_uniforms_equal_plain_integers():
+    keys = [stream_key(7, 0), stream_key(-3, 5), stream_key(2**80, 1)]
+    drawn = uniforms(torch.tensor(keys), torch.tensor([0, 11, 10**9]), 3, 4)
+    for row, position in enumerate([0, 11, 10**9]):
+        for offset in range(3):
+            for purpose in Purpose:
+                assert drawn[row, offset, purpose].item() == by_hand(keys[row], position, offset, purpose)
+
+
+def test_an_address_does_not_depend_on_what_is_asked_for_beside_it():
+    keys, positions = torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3])
+    wide = uniforms(keys, positions, 9, 4)
+    assert torch.equal(uniforms(keys[1:2], positions[1:2], 2, 3)[0], wide[1, :2, :3])
+
+
+@pytest.mark.parametrize("axis", ["stream", "position", "offset", "purpose", "seed"])
+def test_uniform_and_independent_of_the_next_address(axis):
+    n = 40_000
+    keys = {
+        "stream": lambda i: torch.tensor([stream_key(1, k) for k in range(i, i + n)]),
+        "seed": lambda i: torch.tensor([stream_key(k, 0) for k in range(i, i + n)]),
+    }.get(axis, lambda i: torch.full((n,), stream_key(3, 3)))
+    positions = torch.arange(n) if axis in ("position", "offset", "purpose") else torch.zeros(n, dtype=torch.int64)
+    here = uniforms(keys(0), positions, 2, 4)
+    if axis == "offset":
+        first, second = here[:, 0, 0], here[:, 1, 0]
+    elif axis == "purpose":
+        first, second = here[:, 0, Purpose.COIN], here[:, 0, Purpose.RESIDUAL]
+    else:
+        shifted = positions + 1 if axis == "position" else positions
+        first, second = here[:, 0, 0], uniforms(keys(1), shifted, 2, 4)[:, 0, 0]
+    assert 0 <= first.min() < first.max() < 1
+    cells = (first * 8).long() * 8 + (second * 8).long()
+    counts = torch.bincount(cells, minlength=64).double()
+    statistic = ((counts - n / 64) ** 2 / (n / 64)).sum().item()
+    # 63 degrees of freedom: mean 63, deviation sqrt(126); five deviations.
+    assert abs(statistic - 63) < 5 * math.sqrt(126)

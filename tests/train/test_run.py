@@ -1,0 +1,220 @@
+"""Training: exact resume, data held out whole, schedules and losses by hand."""
+
+import json
+import math
+import signal
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import modicum
+from modicum.errors import CheckpointError, UsageError
+from modicum.train.objective import causal_lm_loss
+from modicum.train.optim import learning_rate
+from modicum.train.recipe import OptimSection, read_recipe
+from modicum.train.run import train
+from modicum.train.text import Windows, find_corpus, tokenize
+from modicum.train.tokenizer import train_tokenizer
+
+RECIPE = """
+[model]
+dim = 16
+n_layers = 2
+n_heads = 2
+n_kv_heads = 2
+head_dim = 8
+ffn_dim = 24
+max_seq_len = 64
+
+[data]
+source = "{source}"
+held_out = 0.3
+vocab_size = 300
+window = 24
+
+[optim]
+steps = 6
+batch = 3
+lr = 1e-2
+warmup = 2
+
+[run]
+folder = "{folder}"
+log_every = 1
+save_every = 2
+validate_every = 3
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    source = tmp_path / "text"
+    source.mkdir()
+    for number in range(13):
+        lines = [f"def function_{number}_{line}(x):\n    return x * {line} + {number}\n" for line in range(20)]
+        (source / f"file{number}.py").write_text("\n".join(lines))
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(source=source, folder=tmp_path / "run"))
+    return path
+
+
+def test_resume_is_bit_exact(recipe, tmp_path, monkeypatch):
+    train(recipe)
+    whole = load_file(tmp_path / "run" / "state.safetensors")
+    other = [f"run.folder={json.dumps(str(tmp_path / 'other'))}"]
+    stop_after(3, monkeypatch)
+    assert train(recipe, other) is None
+    monkeypatch.undo()
+    train(recipe, other, resume=True)
+    resumed = load_file(tmp_path / "other" / "state.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert any("exp_avg_sq" in name for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    weights = [load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "other")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def stop_after(steps, monkeypatch):
+    """Ctrl-C during the step with this number."""
+    from modicum.train.run import Run
+
+    step = Run._step
+
+    def interrupted(self, number):
+        if number == steps - 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, number)
+
+    monkeypatch.setattr(Run, "_step", interrupted)
+
+
+def test_a_run_ends_in_a_folder_that_generates(recipe, tmp_path):
+    folder = train(recipe)
+    model = modicum.load(folder)
+    assert model.embed.weight.dtype == torch.bfloat16
+    out = modicum.generate(model, "def function", max_new_tokens=5, temperature=0, ignore_eos=True)
+    assert len(out.tokens[0]) == 5
+    record = json.loads((folder / "training.json").read_text())
+    assert record["tokens"] == 6 * 3 * 24
+    assert 0 < record["val_loss"] < math.log(300) + 1
+    assert set(record["held_out"]).isdisjoint(find_corpus(str(tmp_path / "text"), (".py",), (), 0.3).training)
+    rows = (tmp_path / "run" / "log.csv").read_text().splitlines()
+    assert len(rows) == 1 + 6 + 2
+
+
+def test_distillation_through_a_recipe(recipe, tmp_path):
+    teacher = train(recipe)
+    extra = [f'{key}="{value}"' for key, value in (("teacher.model", teacher), ("data.tokenizer", teacher))]
+    student = train(recipe, ["model.n_layers=1", f'run.folder="{tmp_path / "student"}"', *extra])
+    assert modicum.load(student).tokenizer.difference(modicum.load(teacher).tokenizer) is None
+
+
+def test_a_second_run_and_a_missing_state_are_refused(recipe, tmp_path):
+    with pytest.raises(CheckpointError, match="nothing to resume: run without --resume first"):
+        train(recipe, resume=True)
+    train(recipe)
+    with pytest.raises(UsageError, match="holds a run already: add --resume"):
+        train(recipe)
+    with pytest.raises(UsageError, match="begun with other settings or data"):
+        train(recipe, ["optim.lr=0.5"], resume=True)
+
+
+def test_dry_run_writes_nothing(recipe, tmp_path, capsys):
+    assert train(recipe, dry_run=True) is None
+    assert not (tmp_path / "run").exists()
+    assert "432 tokens" not in capsys.readouterr().err
+
+
+def test_files_are_held_out_whole_and_by_name_alone(recipe, tmp_path):
+    corpus = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
+    assert len(corpus.training) + len(corpus.held_out) == 13
+    (tmp_path / "text" / "another.py").write_text("x = 1\n")
+    again = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
+    assert set(corpus.held_out) <= set(again.held_out)
+    assert set(corpus.training) <= set(again.training)
+
+
+def test_the_cache_follows_its_sources(recipe, tmp_path):
+    corpus = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
+    tokenizer = train_tokenizer([corpus.read(path) for path in corpus.training], 300)
+    cache = tmp_path / "cache.npy"
+    before = np.array(tokenize(corpus, corpus.training, tokenizer, cache))
+    stamp = cache.stat().st_mtime_ns
+    tokenize(corpus, corpus.training, tokenizer, cache)
+    assert cache.stat().st_mtime_ns == stamp
+    (corpus.root / corpus.training[0]).write_text("changed = True\n")
+    after = tokenize(corpus, corpus.training, tokenizer, cache)
+    assert len(after) < len(before)
+    assert (np.array(before) == 0).sum() == (np.array(after) == 0).sum() == len(corpus.training)
+
+
+def test_windows_are_a_function_of_the_step():
+    tokens = np.arange(1000, dtype=np.uint16)
+    first, second = (Windows(tokens, 10, 4, seed=3) for _ in range(2))
+    later = second.at(57)
+    assert torch.equal([first.at(step) for step in range(58)][57], later)
+    assert (later[:, 1:] == later[:, :-1] + 1).all()
+    # One pass meets every window once.
+    starts = [int(row[0]) for step in range(24) for row in first.at(step)]
+    assert len(set(starts)) == 96
+
+
+def test_schedule_by_hand():
+    settings = OptimSection(steps=10, batch=1, lr=2.0, floor=0.1, warmup=4)
+    rates = [learning_rate(settings, step) for step in range(11)]
+    assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
+    assert rates[4] == 2.0
+    assert rates[7] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert rates[10] == pytest.approx(0.2)
+
+
+def test_losses_by_hand():
+    """Two tokens of probabilities 1/4 and 3/4, a teacher that gives 1/2 each."""
+
+    def constant(logits):
+        return lambda ids: torch.tensor(logits).expand(*ids.shape, 2)
+
+    model, teacher = constant([0.0, math.log(3.0)]), constant([0.0, 0.0])
+    tokens = torch.tensor([[0, 0, 1]])
+    entropy = (math.log(4) + math.log(4 / 3)) / 2
+    assert causal_lm_loss(model, tokens).item() == pytest.approx(entropy)
+    distance = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    loss = causal_lm_loss(model, tokens, teacher, weight=0.75).item()
+    assert loss == pytest.approx(0.75 * distance + 0.25 * entropy)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.stepz=3", "no key `stepz`: did you mean `steps`?"),
+        ("optimizer.steps=3", "no key `optimizer`: did you mean `optim`?"),
+        ("steps=3", "write section.key=value"),
+    ],
+)
+def test_unknown_keys_are_refused_with_the_nearest(recipe, override, sentence):
+    with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
+        read_recipe(recipe, [override])
+
+
+def test_overrides_are_typed(recipe):
+    changed = read_recipe(recipe, ["optim.bf16=false", "optim.lr=1e-4", "data.source=other", "data.suffixes=['.txt']"])
+    assert (changed.optim.bf16, changed.optim.lr) == (False, 1e-4)
+    assert (changed.data.source, changed.data.suffixes) == ("other", (".txt",))
+
+
+TEXTS = [
+    "def f(x):\n    return x\n",
+    "\tif a:\r\n\t\tb = 'ü' # 日本語 🙂\n\n\n",
+    "  trailing   \n",
+    "x" * 999,
+    "\x00\x7f",
+]
+
+
+def test_the_tokenizer_is_lossless():
+    tokenizer = train_tokenizer(TEXTS, 400)
+    for text in [*TEXTS, "".join(map(chr, range(1, 1500)))]:
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    assert tokenizer.token_to_id("<|endoftext|>") == 0
