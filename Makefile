@@ -29,6 +29,7 @@ lint: $(VENV)/installed  ## style, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 fix: $(VENV)/installed  ## repair what ruff can
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,72 @@
+"""The reference pair on files it has never seen: bits per byte beside `xz -9e`, and how often the draft is accepted.
+
+    python benchmarks/reference_pair.py [--target FOLDER --draft FOLDER] [-k 4] [--prompts 24]
+
+The held-out files are those that training.json names, from the running Python's library; xz compresses them as one
+stream, which is its best case. Acceptance is measured on continuations of 128 tokens in float32.
+"""
+
+import argparse
+import json
+import lzma
+import math
+import sysconfig
+from pathlib import Path
+
+import torch
+
+import modicum
+from modicum import resources
+
+
+def held_out_files(folder: Path) -> list[bytes]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = json.loads((folder / "training.json").read_text())["held_out"]
+    return [(root / name).read_bytes() for name in names if (root / name).is_file()]
+
+
+@torch.inference_mode()
+def nats(model, text: str, window: int = 512) -> tuple[float, int]:
+    """Total nats of a text and its number of tokens; the end-of-text token opens it. Half of each window is context."""
+    ids = torch.tensor([0, *model.tokenizer.encode(text)])
+    total, start = 0.0, 0
+    while start < len(ids) - 1:
+        begin = max(0, start - window // 2)
+        piece = ids[begin : begin + window + 1]
+        logits = model(piece[None, :-1])[0].float()
+        new = slice(start - begin, len(piece) - 1)
+        total += torch.nn.functional.cross_entropy(logits[new], piece[1:][new], reduction="sum").item()
+        start = begin + len(piece) - 1
+    return total, len(ids) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="modicum-code-target")
+    parser.add_argument("--draft", default="modicum-code-draft")
+    parser.add_argument("-k", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=24)
+    options = parser.parse_args()
+    presets = resources.model_presets()
+    target, draft = (modicum.load(name, dtype="float32") for name in (options.target, options.draft))
+    files = held_out_files(Path(presets.get(options.target, options.target)))
+    n_bytes = sum(map(len, files))
+    xz = len(lzma.compress(b"".join(files), preset=9 | lzma.PRESET_EXTREME)) * 8 / n_bytes
+    print(f"{len(files)} held-out files, {n_bytes:,} bytes; xz -9e: {xz:.3f} bits/byte")
+    for name, model in (("target", target), ("draft", draft)):
+        sums = [nats(model, text.decode()) for text in files]
+        total, count = (sum(values) for values in zip(*sums, strict=True))
+        print(f"{name}: {total / count:.4f} nats/token, {total / math.log(2) / n_bytes:.3f} bits/byte")
+    prompts = [target.tokenizer.encode(text.decode())[100:200] for text in files]
+    prompts = [prompt for prompt in prompts if len(prompt) == 100][: options.prompts]
+    for temperature in (0, 0.8, 1.0):
+        out = modicum.generate(
+            target, prompts, draft=draft, num_draft_tokens=options.k, temperature=temperature, seed=0, ignore_eos=True
+        )
+        positions = " ".join(f"{share:.3f}" for share in out.stats.acceptance_by_position)
+        rate, per_call = out.stats.acceptance_rate, out.stats.tokens_per_target_call
+        print(f"T = {temperature}: accepted {rate:.3f} (by position {positions}), {per_call:.2f} tokens per call")
+
+
+if __name__ == "__main__":
+    main()
