@@ -15,6 +15,7 @@ from modicum.train.objective import causal_lm_loss
 from modicum.train.optim import learning_rate
 from modicum.train.recipe import OptimSection, read_recipe
 from modicum.train.run import train
+from modicum.train.state import Progress, load_state, save_state
 from modicum.train.text import Windows, find_corpus, tokenize
 from modicum.train.tokenizer import train_tokenizer
 
@@ -111,6 +112,35 @@ def test_distillation_through_a_recipe(recipe, tmp_path):
     assert modicum.load(student).tokenizer.difference(modicum.load(teacher).tokenizer) is None
 
 
+def test_a_teacher_with_another_tokenizer_is_refused(recipe, tmp_path):
+    teacher = train(recipe)
+    for number, path in enumerate(sorted((tmp_path / "text").iterdir())):
+        path.write_text(f"zebra = 'a zebra'\nquagga = zebra * {number}\n" * 50)
+    student = [f'run.folder="{tmp_path / "student"}"', f'teacher.model="{teacher}"']
+    with pytest.raises(UsageError, match=r"different tokenizers \(token \d+ is .*: take the teacher's"):
+        train(recipe, student)
+    with pytest.raises(UsageError, match=r"different tokenizers \(300 tokens against 290\)"):
+        train(recipe, [*student, "data.vocab_size=290", f'run.folder="{tmp_path / "smaller"}"'])
+
+
+def test_a_state_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    path = tmp_path / "state.safetensors"
+    save_state(path, model, optimizer, Progress(step=5))
+    before = path.read_bytes()
+
+    def full_disk(tensors, goal, metadata):
+        goal.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("modicum.train.state.save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_state(path, model, optimizer, Progress(step=6))
+    assert path.read_bytes() == before
+    assert load_state(path, model, optimizer).step == 5
+
+
 def test_a_second_run_and_a_missing_state_are_refused(recipe, tmp_path):
     with pytest.raises(CheckpointError, match="nothing to resume: run without --resume first"):
         train(recipe, resume=True)
@@ -134,6 +164,13 @@ def test_files_are_held_out_whole_and_by_name_alone(recipe, tmp_path):
     again = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
     assert set(corpus.held_out) <= set(again.held_out)
     assert set(corpus.training) <= set(again.training)
+
+
+def test_line_ends_are_read_as_they_are(tmp_path):
+    for name in ("a.py", "b.py", "c.py", "d.py", "e.py"):
+        (tmp_path / name).write_bytes(b"x = 1\r\ny = 2\n")
+    corpus = find_corpus(str(tmp_path), (".py",), (), 0.5)
+    assert corpus.read(corpus.training[0]) == "x = 1\r\ny = 2\n"
 
 
 def test_the_cache_follows_its_sources(recipe, tmp_path):

@@ -104,8 +104,8 @@ def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_j
         print(json.dumps(result.to_dict()))
         return
     if not result.texts or not result.texts[0].endswith("\n"):
-        print()
-    notes.print(closing_line(result.stats), style="dim")
+        print(flush=True)
+    notes.print(closing_line(result.stats), style="dim", soft_wrap=True)
 
 
 def closing_line(stats: Any) -> str:

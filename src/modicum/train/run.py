@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from modicum import api
 from modicum.checkpoint.hf import stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint, write_checkpoint
+from modicum.checkpoint.tokenizer import Tokenizer as ModelTokenizer
 from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
@@ -101,9 +102,12 @@ class Run:
                 if interrupted:
                     console.print(f"stopped after step {progress.step}, saved: continue with --resume")
                     return None
-                if progress.step % self.recipe.run.validate_every == 0 or last:
+                # The last validation is the export's.
+                if progress.step % self.recipe.run.validate_every == 0 and not last:
                     reporter.validated(progress, *self.validate())
-        return self._export(progress, *self.validate())
+            figures = self.validate()
+            reporter.validated(progress, *figures)
+        return self._export(progress, *figures)
 
     def _prepare(self) -> None:
         recipe = self.recipe
@@ -122,13 +126,20 @@ class Run:
         self.teacher: Any = None
         if recipe.teacher is not None:
             self.teacher = api.load(recipe.teacher.model, device="cpu", dtype="float32")
-            if self.teacher.config.vocab_size != self.config.vocab_size:
-                raise UsageError(
-                    f"teacher {recipe.teacher.model} has {self.teacher.config.vocab_size} tokens and the student "
-                    f"{self.config.vocab_size}: take the tokenizer from the teacher with data.tokenizer"
-                )
+            self._check_teacher(recipe.teacher.model)
         settings = {**recipe.to_dict(), "run": None, "files": [self.corpus.training, self.corpus.held_out]}
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def _check_teacher(self, name: str) -> None:
+        theirs, ours = self.teacher.config.vocab_size, self.config.vocab_size
+        trouble = f"{theirs} tokens against {ours}" if theirs != ours else None
+        if trouble is None and self.teacher.tokenizer is not None:
+            trouble = self.teacher.tokenizer.difference(ModelTokenizer(self.tokenizer))
+        if trouble:
+            raise UsageError(
+                f"teacher {name} and its student have different tokenizers ({trouble}): "
+                "take the teacher's with data.tokenizer"
+            )
 
     @property
     def state_path(self) -> Path:

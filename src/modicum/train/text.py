@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modicum.errors import UsageError
 
-SKIPPED_FOLDERS = {"site-packages", "__pycache__", "idlelib", "node_modules", ".git", ".venv"}
+SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "idlelib", "node_modules", ".git", ".venv"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Corpus:
     held_out: list[str]
 
     def read(self, path: str) -> str:
-        return (self.root / path).read_text(encoding="utf-8", errors="strict")
+        # Not `read_text`, which would turn every kind of line end into one.
+        return (self.root / path).read_bytes().decode("utf-8")
 
 
 def find_corpus(source: str, suffixes: tuple[str, ...], exclude: tuple[str, ...], held_out: float) -> Corpus:
