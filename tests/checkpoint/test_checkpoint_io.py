@@ -341,3 +341,10 @@ def test_files_that_travel(tmp_path: Path) -> None:
     (tmp_path / "out" / "onnx").mkdir()
     carried = {"README.md", "merges.txt", "spiece.model", "chat_template.jinja", *FILES}
     assert set(read_checkpoint(tmp_path / "out").files) == carried
+
+
+def test_files_can_be_read_by_whoever_can_read_the_folder(tmp_path):
+    goal = tmp_path / "model"
+    write_checkpoint(Checkpoint({"model_type": "llama"}, {"x": torch.zeros(2)}, {"a.txt": b"a"}), goal)
+    wanted = goal.stat().st_mode & 0o666
+    assert {file.stat().st_mode & 0o777 for file in goal.iterdir()} == {wanted}

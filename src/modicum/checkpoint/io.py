@@ -199,6 +199,9 @@ def write_folder(path: str | Path, fill: Callable[[Path], None], *, overwrite: b
             )
         partial.mkdir(parents=True)
         fill(partial)
+        for file in partial.iterdir():
+            # safetensors writes files that only their owner can read; a folder's own mode follows the umask.
+            file.chmod(partial.stat().st_mode & 0o666)
         if goal.is_dir():
             goal.rename(old)
         _put_in_place(partial, goal, old)
