@@ -23,6 +23,7 @@ import torch
 import modicum
 from modicum import resources
 from modicum.config import DecoderConfig, RopeConfig
+from modicum.decode.stats import GenerationStats
 from modicum.lm.decoder import Decoder
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -136,7 +137,7 @@ def report(runs: dict[str, Callable[[], object]], times: dict[str, list[float]])
             print(f"{name}: {stats.tokens_per_target_call:.2f} tokens per target call, share of the time: {shares}")
 
 
-def efficiency(model: Decoder, stats: modicum.api.GenerationStats, ms_per_token: float, speed: float) -> float:
+def efficiency(model: Decoder, stats: GenerationStats, ms_per_token: float, speed: float) -> float:
     """eta of plain or n-gram decoding: measured tokens/s over the bandwidth's limit, weights read once per call."""
     n_bytes = sum(p.numel() for name, p in model.dense_state().items() if name != "embed.weight")
     n_bytes *= model.embed.weight.element_size()

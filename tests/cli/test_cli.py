@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import modicum
 from modicum import api
+from modicum.checkpoint.hf import decoder_config
 from modicum.cli import main
+from modicum.lm.decoder import Decoder
 from modicum.train.tokenizer import tokenizer_files, train_tokenizer
 from tests.helpers import perturbed, tiny
 
@@ -175,6 +180,7 @@ def test_batch_resumes_where_it_stopped(monkeypatch, capsys, batch):
 
     monkeypatch.setattr(api, "generate", interrupted)
     code, _, err = call(monkeypatch, capsys, *arguments)
+    assert code == 130
     assert "interrupted with 4 of 6 prompts done" in err
     assert "run the same command again to go on" in err
     assert not out.exists()
@@ -186,6 +192,77 @@ def test_batch_resumes_where_it_stopped(monkeypatch, capsys, batch):
     assert sum(map(len, calls)) == 2
     assert results(out) == whole
     assert sorted(os.listdir(out.parent)) == ["in.jsonl", "out.jsonl"]
+
+
+def test_an_interrupted_resume_loses_nothing(monkeypatch, capsys, batch):
+    arguments, out = batch
+    partial = out.with_name("out.jsonl.partial")
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    whole = results(out)
+    out.unlink()
+
+    from modicum.cli import batch as batch_module
+
+    monkeypatch.setattr(batch_module, "CHUNK", 2)
+    generate = api.generate
+
+    def stopped_at(n_calls):
+        calls = []
+
+        def run(*args, **kwargs):
+            calls.append(args[1])
+            if len(calls) > n_calls:
+                raise KeyboardInterrupt
+            return generate(*args, **kwargs)
+
+        return run
+
+    for n_calls, done in ((1, 2), (0, 2), (1, 4)):
+        monkeypatch.setattr(api, "generate", stopped_at(n_calls))
+        code, _, err = call(monkeypatch, capsys, *arguments)
+        assert (code, f"with {done} of 6 prompts done" in err) == (130, True)
+        # As if the machine had gone down in the middle of a line.
+        partial.write_bytes(partial.read_bytes() + b'{"line": 5, "resu')
+    monkeypatch.setattr(api, "generate", generate)
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    assert results(out) == whole
+
+
+def test_a_partial_file_cut_before_its_first_line_starts_over(monkeypatch, capsys, batch):
+    arguments, out = batch
+    out.with_name("out.jsonl.partial").write_bytes(b'{"finger')
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    assert len(results(out)) == 6
+
+
+def test_a_prompt_that_cannot_run_is_refused_before_any_runs(monkeypatch, capsys, batch, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"tokens": [7] * 97}) + "\n")
+    monkeypatch.setattr(api, "generate", lambda *_, **__: pytest.fail("a prompt was run"))
+    code, _, err = call(monkeypatch, capsys, *batch[0])
+    assert (code, "prompt 1 has 97 tokens" in err) == (2, True)
+
+
+def test_lines_may_hold_unicode_line_separators(monkeypatch, capsys, batch, tmp_path):
+    line = json.dumps({"prompt": "a\u2028b\u0085c"}, ensure_ascii=False)
+    (tmp_path / "in.jsonl").write_text(line + "\n", encoding="utf-8")
+    assert call(monkeypatch, capsys, *batch[0])[0] == 0
+    assert json.loads(batch[1].read_text(encoding="utf-8"))["prompt"] == "a\u2028b\u0085c"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"prompt": "caf\xe9"}\n', "is not UTF-8 text (byte 15)"),
+        (b'{"prompt": "a"}\n{"prompt": ""}\n', "line 2 must have a text"),
+        (b'{"tokens": [3, "5"]}\n', "line 1 must have a text"),
+        (b'{"prompt": \n', "line 1 is not JSON"),
+    ],
+)
+def test_bad_files_are_one_line(monkeypatch, capsys, batch, tmp_path, content, sentence):
+    (tmp_path / "in.jsonl").write_bytes(content)
+    code, out, err = call(monkeypatch, capsys, *batch[0])
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert sentence in err
 
 
 def test_a_bad_line_is_named(monkeypatch, capsys, batch, tmp_path):
@@ -215,3 +292,75 @@ def test_compare(monkeypatch, capsys, folders, tmp_path):
     assert rows[0]["tokens_per_target_call"] == 1
     assert rows[2]["efficiency"] == pytest.approx(rows[2]["tokens_per_target_call"] / 3)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_without_matplotlib_is_refused_before_measuring(monkeypatch, capsys, folders, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(api, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    arguments = ["--draft", folders / "draft", "--out", tmp_path / "figure.png"]
+    code, _, err = call(monkeypatch, capsys, "compare", folders / "target", *arguments)
+    assert (code, "pip install 'modicum[plot]'" in err) == (1, True)
+
+
+def test_inspect_does_not_take_a_mask_for_a_weight(monkeypatch, capsys, folders, tmp_path):
+    sizes = {"vocab_size": 37, "n_positions": 41, "n_embd": 21, "n_layer": 2, "n_head": 3}
+    gpt2 = Decoder(decoder_config({"model_type": "gpt2", **sizes}))
+    modicum.save(gpt2, tmp_path / "gpt2")
+    weights = tmp_path / "gpt2" / "model.safetensors"
+    state = load_file(weights)
+    mask = torch.ones(1, 1, 41, 41).tril().to(torch.uint8)
+    save_file({**state, "transformer.h.0.attn.bias": mask}, weights, metadata={"format": "pt"})
+    facts = json.loads(call(monkeypatch, capsys, "inspect", tmp_path / "gpt2", "--json")[1])
+    assert facts["parameters"] == sum(p.numel() for p in gpt2.parameters())
+    assert facts["dtype"] == "float32"
+    assert facts["file_bytes"] == weights.stat().st_size
+
+
+def test_a_terminal_tells_drafted_tokens_apart(monkeypatch, capsys, folders):
+    arguments = ["generate", folders / "target", "--draft", folders / "target", "--prompt", "def f", "--ignore-eos"]
+    arguments += ["--temperature", "0", "--max-new-tokens", "11"]
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    plain = call(monkeypatch, capsys, *arguments)[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    painted, notes = call(monkeypatch, capsys, *arguments)[1:]
+    assert re.sub("\x1b\\[[0-9;]*m", "", painted) == plain
+    model, said = modicum.load(folders / "target"), []
+    modicum.generate(
+        model, "def f", draft=model, temperature=0, max_new_tokens=11, ignore_eos=True, on_token=said.append
+    )
+    # The draft is the target: four accepted, then one of the target's own; 11 tokens are 5 + 5 + 1.
+    assert [event.source for event in said] == [*(["draft"] * 4 + ["target"]) * 2, "target"]
+    green, yellow = (sum(e.source == source and e.text != "" for e in said) for source in ("draft", "target"))
+    assert (painted.count("\x1b[32m"), painted.count("\x1b[33m")) == (green, yellow)
+    assert min(green, yellow) > 0
+    assert "drafted and accepted" in notes
+    assert call(monkeypatch, capsys, *arguments, "--no-color")[1] == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert call(monkeypatch, capsys, *arguments)[1] == plain
+
+
+def test_the_text_is_printed_as_it_is(monkeypatch, capsys):
+    from modicum.cli.generate import stream
+
+    def spoken(*_, on_token, **__):
+        on_token(SimpleNamespace(text="\t:x: [red]", source="draft"))
+        stats = SimpleNamespace(tokens=1, tokens_per_second=1.0, judged_by_position=[])
+        return SimpleNamespace(texts=["\t:x: [red]"], stats=stats)
+
+    monkeypatch.setattr(api, "generate", spoken)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    stream((None, "ngram"), "a", {}, as_json=False, color=True)
+    assert capsys.readouterr().out == "\x1b[32m\t:x: [red]\x1b[0m\n"
+
+
+def test_what_nobody_expected_is_one_line_too(monkeypatch, capsys, folders):
+    def broken(*_, **__):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(api, "load", broken)
+    code, _, err = call(monkeypatch, capsys, "generate", folders / "target", "--prompt", "x")
+    assert (code, err) == (1, "modicum: RuntimeError: out of memory (`modicum --debug ...` shows where)\n")
+    monkeypatch.setattr(sys, "argv", ["modicum", "--debug", "generate", str(folders / "target"), "--prompt", "x"])
+    with pytest.raises(RuntimeError, match="out of"):
+        main.run()

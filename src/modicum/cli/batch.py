@@ -7,10 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from modicum.errors import UsageError
+from modicum.errors import ModicumError, UsageError
 
 # Prompts per call: enough to fill a batch, few enough that little is lost when the machine goes down.
 CHUNK = 64
+
+
+class Interrupted(ModicumError):
+    """Ctrl-C in the middle of a batch: its sentence says what was kept."""
+
+    exit_code = 130
 
 
 class Job:
@@ -26,14 +32,17 @@ class Job:
     def _read_partial(self) -> dict[int, dict[str, Any]]:
         if not self.partial.exists():
             return {}
-        header, *results = self.partial.read_text(encoding="utf-8").splitlines(keepends=True)
-        if json.loads(header).get("fingerprint") != self.fingerprint:
+        # The last line may have been cut in the middle of being written, even the first and only one.
+        whole = [line for line in self.partial.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if whole and whole[0].rstrip() != self._header().encode():
             raise UsageError(
                 f"{self.partial} was begun with other prompts or settings: finish it with those, or delete it"
             )
-        # The last line may have been cut in the middle of being written.
-        whole = [json.loads(line) for line in results if line.endswith("\n")]
-        return {result["line"]: result["result"] for result in whole}
+        results = [json.loads(line) for line in whole[1:]]
+        return {result["line"]: result["result"] for result in results}
+
+    def _header(self) -> str:
+        return json.dumps({"fingerprint": self.fingerprint})
 
     @property
     def open_lines(self) -> list[int]:
@@ -41,12 +50,11 @@ class Job:
 
     def begin(self) -> Any:
         """The partial file, open for more results."""
-        if not self.done:
-            self.partial.write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n", encoding="utf-8")
-        else:
-            kept = [json.dumps({"line": n, "result": r}) for n, r in self.done.items()]
-            text = "\n".join([json.dumps({"fingerprint": self.fingerprint}), *kept]) + "\n"
-            self.partial.write_text(text, encoding="utf-8")
+        kept = [json.dumps({"line": n, "result": r}) for n, r in self.done.items()]
+        # Replaced, not rewritten: what an earlier run has finished must survive whatever stops this one.
+        fresh = self.partial.with_name(self.partial.name + ".new")
+        fresh.write_text("\n".join([self._header(), *kept]) + "\n", encoding="utf-8")
+        os.replace(fresh, self.partial)
         return self.partial.open("a", encoding="utf-8")
 
     def finish(self) -> None:
@@ -63,14 +71,17 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file, each checked.
 
     Raises:
-        UsageError: no such file, or a line that is not {"prompt": text} or {"tokens": [ids]}.
+        UsageError: no such file, one that is not UTF-8, or a line that is not {"prompt": text} or {"tokens": [ids]}.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}): give a JSONL file of prompts") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -79,8 +90,20 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
             raise UsageError(f"{path} line {number} is not JSON ({error}): repair it") from error
         if not isinstance(value, dict) or ("prompt" in value) == ("tokens" in value):
             raise UsageError(f'{path} line {number} needs either "prompt": TEXT or "tokens": [IDS]')
+        if not is_text(value.get("prompt")) and not is_ids(value.get("tokens")):
+            raise UsageError(
+                f'{path} line {number} must have a text in "prompt" or a list of ids in "tokens", not empty'
+            )
         lines.append(value)
     return lines
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def is_ids(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(type(item) is int for item in value)
 
 
 def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any], seed: int | None) -> None:
@@ -92,6 +115,10 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
 
     if job.open_lines:
         target, draft = load()
+        # Every prompt is checked before the first is run, or a long job would be refused near its end.
+        given: Any = [line.get("prompt", line.get("tokens")) for line in job.lines]
+        for number, ids in enumerate(api.encode_prompts(target, given)):
+            api.limit_of(target, number, ids, settings["max_new_tokens"])
         keys = api.stream_keys(seed, len(job.lines))
         with Progress(console=Console(stderr=True)) as bar, job.begin() as file:
             task = bar.add_task("prompts", total=len(job.lines), completed=len(job.done))
@@ -99,7 +126,7 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
             try:
                 for start in range(0, len(todo), CHUNK):
                     numbers = todo[start : start + CHUNK]
-                    prompts: Any = [job.lines[n].get("prompt", job.lines[n].get("tokens")) for n in numbers]
+                    prompts = [given[n] for n in numbers]
                     # A list of seeds gives every prompt the stream of its line, whatever chunk it falls in.
                     out = api.generate(target, prompts, draft=draft, seed=[keys[n] for n in numbers], **settings)
                     for at, number in enumerate(numbers):
@@ -109,7 +136,7 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
                     bar.update(task, completed=len(job.done))
             except KeyboardInterrupt:
                 file.flush()
-                raise UsageError(
+                raise Interrupted(
                     f"interrupted with {len(job.done)} of {len(job.lines)} prompts done, which are kept in {job.partial}: "
                     "run the same command again to go on"
                 ) from None

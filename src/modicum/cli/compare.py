@@ -46,11 +46,12 @@ def compare(
     from rich.console import Console
 
     from modicum.cli import batch
-    from modicum.report.figures import speculation_figure
+    from modicum.report.figures import load_pyplot, speculation_figure
 
     if max_k < 1 or repeats < 1:
         raise UsageError(f"--max-k {max_k} --repeats {repeats}: both must be at least 1")
     common.check_writable(out, force=force)
+    load_pyplot()  # a missing matplotlib is refused now, not after minutes of measuring
     lines = [{"prompt": text} for text in PROMPTS] if prompts is None else batch.read_prompts(prompts)
     texts = [line.get("prompt", line.get("tokens")) for line in lines]
     models = common.load_pair(target, draft, device, dtype)

@@ -63,7 +63,7 @@ def demo(
     console.print(f"  same tokens   {'yes, all of them' if same else 'NO'}\n")
     if not same:
         raise GenerationError("speculative and plain text differ: please report this with the output of `modicum demo`")
-    console.print(NEXT_STEPS, markup=False)
+    console.print(NEXT_STEPS, markup=False, soft_wrap=True)
 
 
 def show(console: Any, target: Any, draft: Any, prompt: str, settings: dict[str, Any]) -> None:

@@ -70,7 +70,7 @@ def generate(
         if out is None:
             raise UsageError("--prompts needs --out FILE.jsonl to write to")
         common.check_writable(out, force=force)
-        job = batch.Job(prompts, out, {"target": target, "draft": draft, "seed": seed, **settings})
+        job = batch.Job(prompts, out, {"target": target, "draft": draft, "dtype": dtype, "seed": seed, **settings})
         batch.run(job, lambda: common.load_pair(target, draft, device, dtype), settings, seed)
         return
     text = sys.stdin.read() if prompt == "-" else str(prompt)
@@ -83,6 +83,7 @@ def generate(
 def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_json: bool, color: bool) -> None:
     """Print a continuation as it comes, then what it took on stderr; or everything at the end as JSON."""
     from rich.console import Console
+    from rich.style import Style
 
     from modicum import api
 
@@ -92,13 +93,13 @@ def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_j
     paint = answer.is_terminal and not answer.no_color
 
     def show(event: Any) -> None:
-        style = SOURCE_STYLES.get(event.source) if paint else None
-        if style is None:
-            sys.stdout.write(event.text)
-        else:
-            answer.print(event.text, style=style, end="", markup=False)
+        style = Style.parse(SOURCE_STYLES.get(event.source, "none")) if paint else Style.null()
+        # Not through the console: it would expand tabs and turn `:x:` into an emoji, and the text is not ours.
+        sys.stdout.write(style.render(event.text))
         sys.stdout.flush()
 
+    if paint and draft is not None and not as_json:
+        notes.print("[green]drafted and accepted[/], [yellow]the target's own[/]")
     result = api.generate(target, [text], draft=draft, on_token=None if as_json else show, **settings)
     if as_json:
         print(json.dumps(result.to_dict()))

@@ -63,6 +63,9 @@ def run() -> None:
         # Whoever reads stdout has gone; Python must not complain again when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no message"
+        fail(f"{type(error).__name__}: {reason} (`modicum --debug ...` shows where)", 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -5,6 +5,7 @@ The filters come in the order of `transformers`: repetition penalty, temperature
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top_k is {self.top_k}: it must be at least 1; leave it out to keep every token")
+        if self.top_k is not None and not (isinstance(self.top_k, Integral) and self.top_k >= 1):
+            raise UsageError(
+                f"top_k is {self.top_k}: it must be at least 1 and a whole number; leave it out to keep every token"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -85,8 +88,8 @@ class Sampler:
         probs_BNV = scores_BNV.softmax(dim=-1)
         if self.cut_min:
             least_BN1 = probs_BNV.amax(-1, keepdim=True) * self.min_p_B11.to(probs_BNV.dtype)
-            kept_BNV = torch.where(probs_BNV < least_BN1, 0.0, probs_BNV)
-            probs_BNV = kept_BNV / kept_BNV.sum(-1, keepdim=True)
+            # Not divided by its sum: that would change the last bits of rows beside it that have no min-p.
+            probs_BNV = scores_BNV.masked_fill(probs_BNV < least_BN1, -math.inf).softmax(dim=-1)
         if best_BN is not None:
             one_hot_BNV = torch.zeros_like(probs_BNV).scatter_(-1, best_BN[..., None], 1.0)
             # NaN has to stay visible in greedy rows too.
@@ -116,10 +119,10 @@ class Sampler:
         """The nucleus (1904.09751): a token stays while the mass of the more probable ones is below p."""
         ordered_BNV, index_BNV = scores_BNV.sort(dim=-1, descending=True, stable=True)
         mass_BNV = ordered_BNV.softmax(-1)
-        before_BNV = mass_BNV.cumsum(-1) - mass_BNV
         top_p_B11 = self.top_p_B11.to(mass_BNV.dtype)
-        cut_BNV = (before_BNV >= top_p_B11) & (top_p_B11 < 1)
-        cut_BNV[..., 0] = False
+        # The sum up to a token is the mass before the next one, so everything moves by one place.
+        full_BNV = (mass_BNV.cumsum(-1) >= top_p_B11) & (top_p_B11 < 1)
+        cut_BNV = torch.nn.functional.pad(full_BNV[..., :-1], (1, 0), value=False)
         return scores_BNV.masked_fill(torch.zeros_like(cut_BNV).scatter_(-1, index_BNV, cut_BNV), -math.inf)
 
 

@@ -1,13 +1,14 @@
 """Plots of measured results."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from modicum.errors import MissingExtraError
 
 
-def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Figure 1 of 2302.01318 from measured rows, one per K: time, efficiency and acceptance, time per loop. Writes a PNG.
+def load_pyplot() -> Any:
+    """matplotlib's pyplot, drawing into files.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -19,6 +20,16 @@ def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+    """Figure 1 of 2302.01318 from measured rows, one per K: time, efficiency and acceptance, time per loop. Writes a PNG.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
     figure, (time, share, loop) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
     ks = [row["k"] for row in rows]
     drafted = [row for row in rows if row["k"]]
@@ -35,5 +46,7 @@ def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> No
         axis.set_xlabel("drafted tokens K")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, dpi=120, format="png")
+    os.replace(partial, path)
     pyplot.close(figure)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modicum.decode.random import Purpose
-from modicum.decode.sampling import draw
+from modicum.decode.sampling import draw, precise
 
 
 class Acceptance(NamedTuple):
@@ -32,6 +32,9 @@ def accept(
 ) -> Acceptance:
     """Algorithm 2 for one loop. N = C + 1 scored positions; both distributions are over the same V ids.
 
+    Where the models' vocabularies are padded to different sizes the caller cuts one and pads the other with probability
+    0. Arithmetic is in float32 at least, in float64 when given float64; nothing here waits for the device.
+
     Args:
         target_probs_BNV: the target's probabilities after the text and 0 ... C drafted tokens.
         draft_tokens_BC: the drafted tokens; row b has `drafted_B[b]` of them, what stands behind is ignored.
@@ -43,6 +46,8 @@ def accept(
     mistake, or NaN from a model.
     """
     B, C = draft_tokens_BC.shape
+    target_probs_BNV = precise(target_probs_BNV)
+    draft_probs_BCV = None if draft_probs_BCV is None else precise(draft_probs_BCV)
     index_BC1 = draft_tokens_BC[..., None]
     target_BC = target_probs_BNV[:, :C].gather(-1, index_BC1)[..., 0]
     if draft_probs_BCV is None:
@@ -68,8 +73,8 @@ def accept(
     rows_B = torch.arange(B, device=drafted_B.device)
     next_token_B = draw(weights_BV, uniforms_BNP[rows_B, n_accepted_B, purpose_B])
 
-    chosen_B = target_BV.gather(1, next_token_B[:, None])[:, 0]
-    valid_B = (chosen_B > 0) & ((draft_BC > 0) | ~real_BC).all(1) & ~(target_BC.isnan() & real_BC).any(1)
+    # A sum of NaN is not above 0, wherever in the row it stands.
+    valid_B = (target_BV.sum(-1) > 0) & ((draft_BC > 0) | ~real_BC).all(1) & ~(target_BC.isnan() & real_BC).any(1)
     return Acceptance(n_accepted_B, next_token_B, valid_B)
 
 
