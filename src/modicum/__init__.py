@@ -14,6 +14,8 @@ def __getattr__(name: str) -> Any:
     # Loaded on first use, so that `import modicum` does not wait for PyTorch.
     if name in __all__:
         return getattr(import_module("modicum.api"), name)
+    if name == "api":
+        return import_module("modicum.api")
     raise AttributeError(f"module `modicum` has no attribute `{name}`")
 
 

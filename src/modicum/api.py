@@ -116,8 +116,8 @@ def pick_dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
         return dtype
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
     if dtype == "auto":
-        name = next(iter(checkpoint.state_dict))
-        return checkpoint.state_dict[name].dtype
+        # Some checkpoints store masks, as bytes, beside the weights.
+        return next(tensor.dtype for tensor in checkpoint.state_dict.values() if tensor.is_floating_point())
     if dtype not in known:
         raise UsageError(f"`{dtype}` is not a dtype for a model: use auto, {', '.join(known)}")
     return known[dtype]
@@ -134,7 +134,7 @@ def generate(
     top_p: float | Sequence[float | None] | None = None,
     min_p: float | Sequence[float | None] | None = None,
     repetition_penalty: float | Sequence[float] = 1.0,
-    seed: int | Sequence[int] | None = None,
+    seed: int | Sequence[int | tuple[int, int]] | None = None,
     stop: str | Sequence[str] | None = None,
     ignore_eos: bool = False,
     verification: str = "token",
@@ -151,7 +151,8 @@ def generate(
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
             repetition penalty (prompt included), temperature, top-k, top-p, min-p.
-        seed: prompt i draws from the stream (seed, i), whatever else is in the call; a list gives each its own.
+        seed: prompt i draws from the stream (seed, i), whatever else is in the call. A list gives
+            each its own: s is (s, 0), and a pair names any stream.
         stop: strings that end a text; they are cut from it, the tokens keep the one that completed it.
         ignore_eos: treat EOS as an ordinary token.
         on_token: called with a `TokenEvent` for every token as it is kept.
@@ -286,11 +287,11 @@ def per_prompt(name: str, value: T | Sequence[T], n_prompts: int) -> list[T]:
     return list(value)
 
 
-def stream_keys(seed: int | Sequence[int] | None, n_prompts: int) -> list[int]:
+def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: int) -> list[int]:
     """The key of each prompt's random stream; without a seed, of streams that nobody can repeat."""
     if isinstance(seed, list | tuple):
-        own: list[Any] = per_prompt("seed", seed, n_prompts)
-        return [stream_key(value, 0) for value in own]
+        own: list[Any] = per_prompt("seed", list(seed), n_prompts)
+        return [stream_key(*value) if isinstance(value, tuple) else stream_key(value, 0) for value in own]
     base: Any = secrets.randbits(63) if seed is None else seed
     return [stream_key(base, index) for index in range(n_prompts)]
 

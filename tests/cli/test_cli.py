@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modicum
-from modicum import api
+from modicum import api, resources
 from modicum.checkpoint.hf import decoder_config
 from modicum.cli import main
 from modicum.lm.decoder import Decoder
@@ -133,6 +133,32 @@ def test_refusals_are_one_line(monkeypatch, capsys, folders, tmp_path):
         assert out == ""
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_debug_adds_the_traceback(monkeypatch, capsys, tmp_path, place):
+    arguments = ["inspect", tmp_path / "missing"]
+    arguments.insert(place, "--debug")
+    code, _, err = call(monkeypatch, capsys, *arguments)
+    assert code == 1
+    assert err.startswith("Traceback")
+    assert "does not exist" in err.splitlines()[-1]
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys, folders):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "generate", interrupted)
+    code, out, err = call(monkeypatch, capsys, "generate", folders / "target", "--prompt", "x")
+    assert (code, out, err) == (130, "", "modicum: interrupted\n")
+
+
+def test_recipes_by_name(tmp_path):
+    for name in ("code-target", "code-target.toml", "recipes/code-target.toml"):
+        assert resources.recipe_path(name).read_text().startswith("#")
+    # Elsewhere, the name of a shipped recipe is still a wrong path.
+    assert resources.recipe_path(tmp_path / "code-target.toml") == tmp_path / "code-target.toml"
+
+
 def test_another_tokenizer_is_refused(monkeypatch, capsys, folders, tmp_path):
     other = tiny(vocab_size=300)
     other.files = tokenizer_files(train_tokenizer(["something quite different"] * 5, 280), 97)
@@ -181,7 +207,7 @@ def test_batch_resumes_where_it_stopped(monkeypatch, capsys, batch):
     monkeypatch.setattr(api, "generate", interrupted)
     code, _, err = call(monkeypatch, capsys, *arguments)
     assert code == 130
-    assert "interrupted with 4 of 6 prompts done" in err
+    assert (code, "interrupted with 4 of 6 prompts done" in err) == (130, True)
     assert "run the same command again to go on" in err
     assert not out.exists()
     code, _, err = call(monkeypatch, capsys, *arguments, "--temperature", "0.5")
@@ -256,6 +282,8 @@ def test_lines_may_hold_unicode_line_separators(monkeypatch, capsys, batch, tmp_
         (b'{"prompt": "a"}\n{"prompt": ""}\n', "line 2 must have a text"),
         (b'{"tokens": [3, "5"]}\n', "line 1 must have a text"),
         (b'{"prompt": \n', "line 1 is not JSON"),
+        (b'\n\n{"prompt": 5}\n', "line 3 must have a text"),
+        (b"\n", "has no prompts"),
     ],
 )
 def test_bad_files_are_one_line(monkeypatch, capsys, batch, tmp_path, content, sentence):
@@ -269,6 +297,16 @@ def test_a_bad_line_is_named(monkeypatch, capsys, batch, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     code, _, err = call(monkeypatch, capsys, *batch[0])
     assert (code, 'line 2 needs either "prompt"' in err) == (2, True)
+
+
+def test_prompts_as_lines_of_text(tmp_path):
+    from modicum.cli.batch import read_texts
+
+    # U+2028 ends a line for Python, not for a file of lines.
+    (tmp_path / "in.txt").write_text("one\u2028two\n\nthree\n", encoding="utf-8")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "one\u2028two"}\n{"tokens": [5, 7]}\n', encoding="utf-8")
+    assert read_texts(tmp_path / "in.txt") == ["one\u2028two", "three"]
+    assert read_texts(tmp_path / "in.jsonl") == ["one\u2028two", [5, 7]]
 
 
 def test_inspect(monkeypatch, capsys, folders):
@@ -360,7 +398,12 @@ def test_what_nobody_expected_is_one_line_too(monkeypatch, capsys, folders):
 
     monkeypatch.setattr(api, "load", broken)
     code, _, err = call(monkeypatch, capsys, "generate", folders / "target", "--prompt", "x")
-    assert (code, err) == (1, "modicum: RuntimeError: out of memory (`modicum --debug ...` shows where)\n")
-    monkeypatch.setattr(sys, "argv", ["modicum", "--debug", "generate", str(folders / "target"), "--prompt", "x"])
-    with pytest.raises(RuntimeError, match="out of"):
-        main.run()
+    assert (code, err) == (1, "modicum: RuntimeError: out of memory (--debug shows where)\n")
+
+
+def test_a_seed_gives_the_same_text_from_a_file_and_alone(monkeypatch, capsys, batch, folders):
+    arguments, out = batch
+    assert call(monkeypatch, capsys, *arguments)[0] == 0
+    alone = ["--prompt", "def f0", "--seed", "5", "--max-new-tokens", "7", "--ignore-eos", "--json"]
+    _, text, _ = call(monkeypatch, capsys, "generate", folders / "target", *alone)
+    assert results(out)[0]["tokens"] == json.loads(text)["tokens"][0]

@@ -32,6 +32,37 @@ def test_uniforms_equal_plain_integers():
                 assert drawn[row, offset, purpose].item() == by_hand(keys[row], position, offset, purpose)
 
 
+def test_frozen_answers():
+    """Texts of a seed must not change from one version to the next."""
+    keys = [stream_key(0, 0), stream_key(-1, 3), stream_key(2**63 + 5, 1)]
+    assert keys == [-6411193824288604561, -1347316446087456332, -8133914066529150282]
+    drawn = uniforms(torch.tensor(keys), torch.tensor([0, 1, 4096]), 2, 2)
+    assert drawn.flatten(1).tolist() == [
+        [0.7682768830978309, 0.5392618014680707, 0.797180004152185, 0.2953413985051776],
+        [0.1821507458092274, 0.5208505779757089, 0.35508204270811583, 0.09312941367379834],
+        [0.003328807639285003, 0.6374150581268994, 0.12210144544683188, 0.518530734256166],
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63), 2**64 - 1])
+def test_any_64_bit_seed_gives_int64_keys(seed):
+    keys = [stream_key(seed, index) for index in range(1000)]
+    assert len(set(keys)) == 1000
+    assert torch.tensor(keys).dtype == torch.int64
+
+
+def test_all_purposes_and_offsets_are_uncorrelated():
+    n, key = 20_000, stream_key(11, 0)
+    drawn = uniforms(torch.full((n,), key), torch.arange(n), 5, len(Purpose)).flatten(1)
+    # Neighbouring positions beside each other: 2 x 20 columns; 780 pairs, each coefficient with deviation 1/sqrt(n).
+    columns = torch.cat([drawn[:-1], drawn[1:]], dim=1)
+    off = (columns.T.corrcoef() - torch.eye(columns.shape[1], dtype=torch.float64)).abs()
+    assert off.max() < 5 / math.sqrt(n)
+    # The control: a purpose that shares its numbers with another shows at once.
+    columns[:, 1] = columns[:, 0]
+    assert columns.T.corrcoef()[0, 1] > 0.99
+
+
 def test_an_address_does_not_depend_on_what_is_asked_for_beside_it():
     keys, positions = torch.tensor([5, 6, 7]), torch.tensor([1, 2, 3])
     wide = uniforms(keys, positions, 9, 4)

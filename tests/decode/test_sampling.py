@@ -64,9 +64,35 @@ def test_rows_have_their_own_settings():
     together = sampler(*grid).probs(scores, seen)
     for row, p in enumerate(grid):
         alone = sampler(p).probs(scores[row : row + 1], seen[row : row + 1])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-6, atol=1e-7)
+        # To the last bit, or a neighbour's settings could change a row's text.
+        assert torch.equal(together[row : row + 1], alone), p
     kept = sampler(*grid).select([4, 1])
     assert kept.params == [grid[4], grid[1]]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5, 30, 31, 99])
+@pytest.mark.parametrize("min_p", [None, 0.2])
+def test_ties_with_the_kth_token_are_kept(top_k, min_p):
+    p, scores = SamplingParams(0.7, top_k, None, min_p), logits(200)
+    expected = reference(scores, None, p)
+    ours = sampler(*[p] * 200).probs(scores)
+    assert torch.equal(ours > 0, expected > 0)
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_nucleus_by_hand():
+    # Exact in binary: the mass before a token reaches 0.75 at the third, which is therefore cut; so is one of equals.
+    scores = torch.tensor([[0.125, 0.5, 0.25, 0.125]], dtype=torch.float64).log()
+    assert (sampler(SamplingParams(top_p=0.75)).probs(scores) > 0).tolist() == [[False, True, True, False]]
+    assert (sampler(SamplingParams(top_p=0.8)).probs(scores) > 0).tolist() == [[True, True, True, False]]
+    assert (sampler(SamplingParams(top_p=1e-9)).probs(scores) > 0).tolist() == [[False, True, False, False]]
+
+
+def test_nan_stays_visible_in_every_kind_of_row():
+    scores = torch.zeros(3, V)
+    scores[:, 4] = math.nan
+    settings = [SamplingParams(0.0), SamplingParams(0.8, 3, 0.9, 0.1), SamplingParams()]
+    assert sampler(*settings).probs(scores).isnan().any(-1).all()
 
 
 def test_scored_positions_are_like_rows():
@@ -106,6 +132,20 @@ def test_draw_never_hits_a_weight_of_zero(uniform):
     assert (weights.gather(1, drawn[:, None]) > 0).all()
 
 
+def test_draw_at_the_very_edges():
+    weights = torch.rand(500, 97, generator=torch.Generator().manual_seed(2)) ** 20
+    weights[torch.rand(500, 97, generator=torch.Generator().manual_seed(3)) < 0.5] = 0
+    first, last = (
+        ((weights > 0).int() * torch.arange(97, 0, -1)).argmax(1),
+        ((weights > 0) * torch.arange(97)).argmax(1),
+    )
+    assert torch.equal(draw(weights, torch.zeros(500, dtype=torch.float64)), first)
+    # Sums round, so the last id with weight can be too small to be hit; one without weight never is.
+    high = draw(weights, torch.full((500,), 1 - 2**-53, dtype=torch.float64))
+    assert (high <= last).all()
+    assert (weights.gather(1, high[:, None]) > 0).all()
+
+
 def test_draw_by_hand():
     weights = torch.tensor([[1.0, 0.0, 3.0]] * 4)
     assert draw(weights, torch.tensor([0.0, 0.2499, 0.25, 0.999])).tolist() == [0, 0, 2, 2]
@@ -123,6 +163,10 @@ def test_seen_prefixes():
         ({"temperature": -0.1}, "temperature is -0.1: it must be 0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0: it must be at least 1"),
+        ({"top_k": 2.5}, "top_k is 2.5: it must be at least 1 and a whole number"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": math.nan}, "min_p is nan"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty is nan"),
         ({"top_p": 0.0}, "top_p is 0.0: it must be above 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"min_p": -1.0}, "min_p is -1.0"),

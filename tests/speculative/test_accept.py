@@ -1,181 +1,96 @@
-"""Modified rejection sampling, enumerated exactly in float64 through the product's own `accept`.
-
-The outcome of a loop is piecewise constant in its uniforms, so points just inside both ends of every piece, weighted by
-its length, give the induced distribution without sampling error; a rule whose pieces end elsewhere differs at one of them.
-"""
-
-import itertools
-from collections import defaultdict
+"""Modified rejection sampling: enumerated exactly in float64 through the product's own `accept`; rows; validity."""
 
 import pytest
 import torch
 
 from modicum.decode.random import Purpose
-from modicum.decode.sampling import Sampler, SamplingParams
 from modicum.speculative.accept import accept, accept_greedy
+from tests.speculative.enumeration import Toy, distance, fixed, induced, joint, random_rows
 
 V, C = 3, 2
+EXACT = 1e-12
 
 
-class Toy:
-    """A next-token distribution for every prefix, drawn at random or given by a function of the prefix."""
-
-    def __init__(self, make):
-        self.make, self.known = make, {}
-
-    def __call__(self, prefix):
-        if prefix not in self.known:
-            self.known[prefix] = self.make(prefix)
-        return self.known[prefix]
-
-
-def random_rows(seed, **sampling):
-    """Random logits through the sampler's filters."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def make(_):
-        logits = torch.randn(1, V, generator=generator, dtype=torch.float64) * 2
-        return Sampler([SamplingParams(**sampling)], torch.device("cpu")).probs(logits)[0]
-
-    return Toy(make)
-
-
-def fixed(*values):
-    return Toy(lambda _: torch.tensor(values, dtype=torch.float64))
-
-
-def joint(target, length):
-    """The target's own distribution over texts of `length` tokens."""
-    result = {}
-    for text in itertools.product(range(V), repeat=length):
-        probability = 1.0
-        for i, token in enumerate(text):
-            probability *= float(target(text[:i])[token])
-        result[text] = probability
-    return result
-
-
-def residual_of(target, draft):
-    rest = (target - draft).clamp(min=0)
-    return rest if rest.sum() > 0 else target
-
-
-def induced(target, draft, rule=accept, *, eos=None, point_mass=False):
-    """The distribution of texts of C + 1 tokens: one loop of `rule`, continued by the target."""
-    result = defaultdict(float)
-    for drawn in itertools.product(range(V), repeat=C):
-        # Drafting stops behind EOS; what the tensor holds there must not matter.
-        n = next((i + 1 for i, token in enumerate(drawn) if token == eos), C)
-        if any(drawn[n:]):
-            continue
-        draft_rows = [draft(drawn[:i]) for i in range(C)]
-        weight = 1.0
-        for i in range(n):
-            weight *= float(draft_rows[i][drawn[i]])
-        if weight == 0:
-            continue
-        targets = torch.stack([target(drawn[:i]) for i in range(C + 1)])
-        for coins, length in coin_cells(targets, draft_rows, drawn, n):
-            at = next((i for i in range(n) if not coins[i][1]), n)
-            weights = targets[at] if at == n else residual_of(targets[at], draft_rows[at])
-            for uniform, share in draw_cells(weights):
-                noise = torch.full((1, C + 1, 4), 0.5, dtype=torch.float64)
-                for i in range(n):
-                    noise[0, i, Purpose.COIN] = coins[i][0]
-                noise[0, at, Purpose.BONUS if at == n else Purpose.RESIDUAL] = uniform
-                got = rule(
-                    targets[None],
-                    torch.tensor([drawn]),
-                    None if point_mass else torch.stack(draft_rows)[None],
-                    torch.tensor([n]),
-                    noise,
-                )
-                assert got.valid_B.item()
-                text = (*drawn[: int(got.n_accepted_B)], int(got.next_token_B))
-                for ending in itertools.product(range(V), repeat=C + 1 - len(text)):
-                    probability = weight * length * share
-                    for i in range(len(ending)):
-                        probability *= float(target(text + ending[:i])[ending[i]])
-                    result[text + ending] += probability
-    return result
-
-
-def coin_cells(targets, draft_rows, drawn, n):
-    """Every combination of coins below and above their thresholds: ((coin, accepted) per position, length)."""
-    options = []
-    for i in range(n):
-        threshold = min(1.0, float(targets[i][drawn[i]] / draft_rows[i][drawn[i]]))
-        below = [(coin, True, share) for coin, share in ends(0.0, threshold)]
-        above = [(coin, False, share) for coin, share in ends(threshold, 1.0)]
-        options.append(below + above)
-    for cells in itertools.product(*options):
-        length = 1.0
-        for cell in cells:
-            length *= cell[2]
-        yield [cell[:2] for cell in cells], length
-
-
-def draw_cells(weights):
-    """Points in each token's piece of [0, 1), and the length that each stands for."""
-    edges = [0.0, *(weights.cumsum(0) / weights.sum()).tolist()]
-    return [cell for a, b in itertools.pairwise(edges) for cell in ends(a, b)]
-
-
-def ends(start, end):
-    """A point just inside each end of a piece, standing for half of it; nothing for an empty piece."""
-    inside = (end - start) * 1e-6
-    return [(start + inside, (end - start) / 2), (end - inside, (end - start) / 2)] if end > start else []
-
-
-def distance(first, second):
-    return max(abs(first.get(text, 0.0) - second.get(text, 0.0)) for text in set(first) | set(second))
+def rows(seed, **sampling):
+    return random_rows(seed, V, **sampling)
 
 
 CASES = {
-    "random": (random_rows(0), random_rows(1)),
-    "equal": (random_rows(0), random_rows(0)),
+    "random": (rows(0), rows(1)),
+    "equal": (rows(0), rows(0)),
     "disjoint": (fixed(0.25, 0.75, 0.0), fixed(0.0, 0.0, 1.0)),
     "zeros": (fixed(0.5, 0.0, 0.5), fixed(0.2, 0.8, 0.0)),
-    "one-hot target": (fixed(0.0, 1.0, 0.0), random_rows(3)),
-    "one-hot draft": (random_rows(4), fixed(0.0, 0.0, 1.0)),
+    "one-hot target": (fixed(0.0, 1.0, 0.0), rows(3)),
+    "one-hot draft": (rows(4), fixed(0.0, 0.0, 1.0)),
     "both one-hot": (fixed(0.0, 1.0, 0.0), fixed(1.0, 0.0, 0.0)),
-    "nearly impossible draft": (random_rows(5), fixed(1e-300, 0.4, 0.6)),
-    "top-k on both": (random_rows(6, top_k=2), random_rows(7, top_k=2)),
-    "top-p on both": (random_rows(8, top_p=0.7), random_rows(9, top_p=0.7)),
-    "min-p on both": (random_rows(10, min_p=0.3), random_rows(11, min_p=0.3)),
-    "temperatures": (random_rows(12, temperature=0.4), random_rows(13, temperature=1.9)),
-    "greedy target": (random_rows(14, temperature=0.0), random_rows(15)),
-    "target's vocabulary padded": (fixed(0.3, 0.7, 0.0), random_rows(16)),
-    "draft's vocabulary padded": (random_rows(17), fixed(0.6, 0.4, 0.0)),
+    "nearly impossible draft": (rows(5), fixed(1e-300, 0.4, 0.6)),
+    "nearly impossible on both": (fixed(1e-300, 0.3, 0.7), fixed(3e-300, 0.6, 0.4)),
+    "top-k on both": (rows(6, top_k=2), rows(7, top_k=2)),
+    "top-p on both": (rows(8, top_p=0.7), rows(9, top_p=0.7)),
+    "min-p on both": (rows(10, min_p=0.3), rows(11, min_p=0.3)),
+    "temperatures": (rows(12, temperature=0.4), rows(13, temperature=1.9)),
+    "greedy target": (rows(14, temperature=0.0), rows(15)),
+    "greedy draft": (rows(14), rows(15, temperature=0.0)),
+    "target's vocabulary padded": (rows(16, padded=1), rows(17)),
+    "draft's vocabulary padded": (rows(18), rows(19, padded=1)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_induced_distribution_is_the_targets(case):
     target, draft = CASES[case]
-    assert distance(induced(target, draft), joint(target, C + 1)) < 1e-12
+    assert distance(induced(target, draft, accept, V, C), joint(target, V, C + 1)) < EXACT
+
+
+@pytest.mark.parametrize(("n_tokens", "drafted"), [(5, 1), (4, 2), (3, 3)])
+def test_other_vocabularies_and_lengths(n_tokens, drafted):
+    target, draft = random_rows(30, n_tokens, top_k=3, top_p=0.95), random_rows(31, n_tokens, top_k=3, min_p=0.02)
+    found = induced(target, draft, accept, n_tokens, drafted)
+    assert distance(found, joint(target, n_tokens, drafted + 1)) < EXACT
+
+
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.7}, {"min_p": 0.3}])
+def test_the_filtered_cases_keep_different_sets(filters):
+    # Guards the cases above: with the same sets on both sides they would show nothing.
+    first = {"top_k": 6, "top_p": 8, "min_p": 10}[next(iter(filters))]
+    target, draft = rows(first, **filters), rows(first + 1, **filters)
+    prefixes = [(), *[(token,) for token in range(V)]]
+    assert any(not torch.equal(target(prefix) > 0, draft(prefix) > 0) for prefix in prefixes)
 
 
 @pytest.mark.parametrize("eos", [0, 2])
 def test_drafting_that_stops_at_eos(eos):
-    target, draft = random_rows(20), random_rows(21)
-    assert distance(induced(target, draft, eos=eos), joint(target, C + 1)) < 1e-12
+    # Rows with one and with two drafted tokens share the batch.
+    target, draft = rows(20), rows(21)
+    assert distance(induced(target, draft, accept, V, C, eos=eos), joint(target, V, C + 1)) < EXACT
 
 
 @pytest.mark.parametrize("token", [0, 2])
-def test_a_point_mass_drafter(token):
-    target, draft = random_rows(22), Toy(lambda prefix: torch.eye(V, dtype=torch.float64)[(token + len(prefix)) % V])
-    assert distance(induced(target, draft, point_mass=True), joint(target, C + 1)) < 1e-12
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.0}])
+def test_a_point_mass_drafter(token, sampling):
+    target = rows(22, **sampling)
+    draft = Toy(lambda prefix: torch.eye(V, dtype=torch.float64)[(token + len(prefix)) % V])
+    assert distance(induced(target, draft, accept, V, C, point_mass=True), joint(target, V, C + 1)) < EXACT
 
 
 def without_residual(target, tokens, draft, drafted, noise):
     """Tampered: a rejected token is replaced by a draw from the target."""
     got = accept(target, tokens, draft, drafted, noise)
-    row = target[0, got.n_accepted_B]
-    uniform = noise[0, got.n_accepted_B, Purpose.RESIDUAL]
-    token = torch.searchsorted(row.cumsum(-1), uniform[:, None], right=True)[:, 0].clamp(max=V - 1)
-    rejected = got.n_accepted_B < drafted
-    return got._replace(next_token_B=torch.where(rejected, token, got.next_token_B))
+    each = torch.arange(len(tokens))
+    weights, uniform = target[each, got.n_accepted_B], noise[each, got.n_accepted_B, Purpose.RESIDUAL]
+    token = torch.searchsorted(weights.cumsum(-1), uniform[:, None], right=True)[:, 0].clamp(max=V - 1)
+    return got._replace(next_token_B=torch.where(got.n_accepted_B < drafted, token, got.next_token_B))
+
+
+def inverted_ratio(target, tokens, draft, drafted, noise):
+    """Tampered: a token stays with probability draft / target; what follows is drawn as it should be."""
+    at = tokens[..., None]
+    ratio = (draft.gather(-1, at) / target[:, :C].gather(-1, at))[..., 0].clamp(max=1)
+    stays = noise[:, :C, Purpose.COIN] < ratio
+    noise = noise.clone()
+    # Coins that make the true rule decide as the tampered one does; far above 1 it rejects whatever the target says.
+    noise[:, :C, Purpose.COIN] = torch.where(stays, 0.0, 1e30)
+    return accept(target, tokens, draft, drafted, noise)
 
 
 def generous(target, tokens, draft, drafted, noise):
@@ -185,10 +100,23 @@ def generous(target, tokens, draft, drafted, noise):
     return accept(target, tokens, draft, drafted, noise)
 
 
-@pytest.mark.parametrize("rule", [without_residual, generous])
+@pytest.mark.parametrize("rule", [without_residual, inverted_ratio, generous])
 def test_the_enumeration_notices_a_broken_rule(rule):
     target, draft = CASES["random"]
-    assert distance(induced(target, draft, rule), joint(target, C + 1)) > 1e-3
+    assert distance(induced(target, draft, rule, V, C), joint(target, V, C + 1)) > 1e-3
+
+
+def test_the_enumeration_notices_drafts_scored_with_what_they_were_not_drawn_from():
+    """Greedy drafts handed over with soft probabilities: the classic mistake."""
+    target, soft = rows(23), rows(24)
+    drawn = Toy(lambda prefix: torch.eye(V, dtype=torch.float64)[soft(prefix).argmax()])
+
+    def mistaken(targets, tokens, _, drafted, noise):
+        wrong = torch.stack([torch.stack([soft(tuple(row[:i])) for i in range(C)]) for row in tokens.tolist()])
+        return accept(targets, tokens, wrong, drafted, noise)
+
+    assert distance(induced(target, drawn, accept, V, C), joint(target, V, C + 1)) < EXACT
+    assert distance(induced(target, drawn, mistaken, V, C), joint(target, V, C + 1)) > 1e-3
 
 
 def batch_of(seed, B=64, n_tokens=7):
@@ -230,3 +158,26 @@ def test_invalid_rows_are_marked():
     target[1] = float("nan")
     target[2] = 0
     assert accept(target, tokens, draft, drafted, noise).valid_B[:4].tolist() == [False, False, False, True]
+
+
+def test_a_nan_anywhere_in_the_needed_row_is_noticed():
+    nothing, none = torch.zeros(1, 0, dtype=torch.int64), torch.tensor([0])
+    noise = torch.full((1, 1, 4), 0.5, dtype=torch.float64)
+    assert not accept(torch.tensor([[[0.2, float("nan"), 0.8]]]), nothing, None, none, noise).valid_B.item()
+    assert accept(torch.tensor([[[0.2, 0.0, 0.8]]]), nothing, None, none, noise).valid_B.item()
+
+
+def test_a_rejection_of_equal_distributions_falls_back_to_the_target():
+    probs = torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]])
+    # The draft's probability is a rounding above the target's, so that the coin can reject; nothing is left over.
+    draft = probs[:, :1] * (1 + 2**-20)
+    noise = torch.full((1, 2, 4), 1 - 2**-53, dtype=torch.float64)
+    got = accept(probs, torch.tensor([[1]]), draft, torch.tensor([1]), noise)
+    assert (got.n_accepted_B.item(), got.next_token_B.item(), got.valid_B.item()) == (0, 1, True)
+
+
+def test_low_precision_is_widened_before_the_rule():
+    target, tokens, draft, drafted, noise = batch_of(3)
+    low = accept(target.bfloat16(), tokens, draft.bfloat16(), drafted, noise)
+    same = accept(target.bfloat16().float(), tokens, draft.bfloat16().float(), drafted, noise)
+    assert all(torch.equal(a, b) for a, b in zip(low, same, strict=True))

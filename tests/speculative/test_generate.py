@@ -281,3 +281,12 @@ def test_refusals(arguments, sentence):
         return
     with pytest.raises(UsageError, match=sentence.replace("(", r"\(")):
         modicum.generate(tiny(), **call)
+
+
+def test_a_pair_names_the_stream_of_any_place():
+    target, given = tiny(), prompts([5, 3, 8])
+    whole = modicum.generate(target, given, seed=42, max_new_tokens=9)
+    for index, prompt in enumerate(given):
+        alone = modicum.generate(target, [prompt], seed=[(42, index)], max_new_tokens=9)
+        assert alone.tokens[0] == whole.tokens[index]
+    assert modicum.generate(target, given[:1], seed=[42], max_new_tokens=9).tokens[0] == whole.tokens[0]

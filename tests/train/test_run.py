@@ -2,12 +2,15 @@
 
 import json
 import math
+import re
 import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 import modicum
 from modicum.errors import CheckpointError, UsageError
@@ -77,15 +80,15 @@ def test_resume_is_bit_exact(recipe, tmp_path, monkeypatch):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def stop_after(steps, monkeypatch):
-    """Ctrl-C during the step with this number."""
+def stop_after(steps, monkeypatch, kind=signal.SIGINT):
+    """A signal, Ctrl-C by default, during the step with this number."""
     from modicum.train.run import Run
 
     step = Run._step
 
     def interrupted(self, number):
         if number == steps - 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
         return step(self, number)
 
     monkeypatch.setattr(Run, "_step", interrupted)
@@ -149,6 +152,52 @@ def test_a_second_run_and_a_missing_state_are_refused(recipe, tmp_path):
         train(recipe)
     with pytest.raises(UsageError, match="begun with other settings or data"):
         train(recipe, ["optim.lr=0.5"], resume=True)
+
+
+def test_max_seconds_saves_and_stops_and_resumes_exactly(recipe, tmp_path):
+    train(recipe)
+    other = [f'run.folder="{tmp_path / "other"}"']
+    assert train(recipe, [*other, "run.max_seconds=0"]) is None
+    with safe_open(tmp_path / "other" / "state.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["progress"])["step"] == 1
+    train(recipe, other, resume=True)
+    states = [load_file(tmp_path / run / "state.safetensors") for run in ("run", "other")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_sigterm_saves_as_ctrl_c_does(recipe, tmp_path, monkeypatch):
+    stop_after(3, monkeypatch, signal.SIGTERM)
+    assert train(recipe) is None
+    with safe_open(tmp_path / "run" / "state.safetensors", framework="pt") as file:
+        assert json.loads(file.metadata()["progress"])["step"] == 3
+
+
+@pytest.mark.parametrize("change", ["text", "seed"])
+def test_a_run_is_not_resumed_on_other_data_or_in_another_order(recipe, tmp_path, monkeypatch, change):
+    stop_after(3, monkeypatch)
+    train(recipe)
+    monkeypatch.undo()
+    if change == "text":
+        for path in (tmp_path / "text").iterdir():
+            path.write_text(path.read_text().replace("return", "yield"))
+    with pytest.raises(UsageError, match="begun with other settings or data"):
+        train(recipe, ["run.seed=1"] if change == "seed" else [], resume=True)
+
+
+def test_a_left_over_tokenizer_is_not_taken(recipe, tmp_path):
+    own = tmp_path / "run" / "tokenizer.json"
+    own.parent.mkdir()
+    train_tokenizer(["quagga zebra"], 258).save(str(own))
+    train(recipe)
+    assert Tokenizer.from_file(str(own)).token_to_id("Ġx") is not None
+
+
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(recipe, tmp_path):
+    train_tokenizer(TEXTS, 290).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UsageError, match="tokens and data.vocab_size is 257: set data.vocab_size="):
+        train(recipe, [f'data.tokenizer="{tmp_path}"', "data.vocab_size=257"])
+    with pytest.raises(UsageError, match="does not exist: give the folder of a model"):
+        train(recipe, [f'data.tokenizer="{tmp_path / "none"}"'])
 
 
 def test_dry_run_writes_nothing(recipe, tmp_path, capsys):
@@ -232,6 +281,27 @@ def test_losses_by_hand():
 )
 def test_unknown_keys_are_refused_with_the_nearest(recipe, override, sentence):
     with pytest.raises(UsageError, match=sentence.replace("?", r"\?")):
+        read_recipe(recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ('model.save_dtype="bf16"', "`save_dtype` is 'bf16': choose one of float32, bfloat16, float16"),
+        ("optim.steps=abc", "`steps` is 'abc': give a value of type int"),
+        ("optim.lr=true", "`lr` is True: give a value of type float"),
+        ('optim.bf16="no"', "`bf16` is 'no': give a value of type bool"),
+        ("data.suffixes=[1]", "`suffixes` is (1,): give a value of type tuple[str, ...]"),
+        ("data.window=65", "`window` is 65: the model's context is 64 tokens"),
+        ("data.held_out=0.0", "`held_out` is 0.0: give the share of files"),
+        ("data.vocab_size=256", "`vocab_size` is 256: it must be at least 257"),
+        ("optim.batch=0", "`batch` is 0: it must be at least 1"),
+        ("optim.accumulate=0", "`accumulate` is 0: it must be at least 1"),
+        ("run.log_every=0", "`log_every` is 0: it must be at least 1"),
+    ],
+)
+def test_values_that_would_fail_later_are_refused_at_once(recipe, override, sentence):
+    with pytest.raises(UsageError, match=re.escape(sentence)):
         read_recipe(recipe, [override])
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,19 +72,10 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file, each checked.
 
     Raises:
-        UsageError: no such file, one that is not UTF-8, or a line that is not {"prompt": text} or {"tokens": [ids]}.
+        UsageError: no prompts in it, or a line that is not {"prompt": text} or {"tokens": [ids]}.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): give a JSONL file of prompts") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
     lines = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             value = json.loads(line)
         except ValueError as error:
@@ -95,6 +87,32 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
                 f'{path} line {number} must have a text in "prompt" or a list of ids in "tokens", not empty'
             )
         lines.append(value)
+    return lines
+
+
+def read_texts(path: Path) -> list[Any]:
+    """Prompts, texts or lists of ids: of a .jsonl file as above, of any other the lines themselves."""
+    if path.suffix == ".jsonl":
+        return [line.get("prompt", line.get("tokens")) for line in read_prompts(path)]
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers from 1.
+
+    Raises:
+        UsageError: no such file, one that is not UTF-8, or one without lines.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): give a file of prompts") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+    # Not splitlines(): JSON strings may hold U+2028 and its like as they are.
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise UsageError(f"{path} has no prompts: give at least one line")
     return lines
 
 
@@ -119,7 +137,7 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
         given: Any = [line.get("prompt", line.get("tokens")) for line in job.lines]
         for number, ids in enumerate(api.encode_prompts(target, given)):
             api.limit_of(target, number, ids, settings["max_new_tokens"])
-        keys = api.stream_keys(seed, len(job.lines))
+        base = secrets.randbits(63) if seed is None else seed
         with Progress(console=Console(stderr=True)) as bar, job.begin() as file:
             task = bar.add_task("prompts", total=len(job.lines), completed=len(job.done))
             todo = job.open_lines
@@ -128,7 +146,7 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
                     numbers = todo[start : start + CHUNK]
                     prompts = [given[n] for n in numbers]
                     # A list of seeds gives every prompt the stream of its line, whatever chunk it falls in.
-                    out = api.generate(target, prompts, draft=draft, seed=[keys[n] for n in numbers], **settings)
+                    out = api.generate(target, prompts, draft=draft, seed=[(base, n) for n in numbers], **settings)
                     for at, number in enumerate(numbers):
                         job.done[number] = result_line(job.lines[number], out, at)
                         file.write(json.dumps({"line": number, "result": job.done[number]}) + "\n")

@@ -27,7 +27,8 @@ def compare(
     target: common.Target,
     draft: Annotated[str, typer.Option(help="A smaller model with the same tokenizer, or `ngram`.")],
     prompts: Annotated[
-        Path | None, typer.Option(help="JSONL as for `generate`; without it a few lines of code.")
+        Path | None,
+        typer.Option(help="JSONL as for `generate`, or text, one prompt per line; without it a few lines of code."),
     ] = None,
     max_k: Annotated[int, typer.Option(help="Compare K = 0 (plain) to this.")] = 7,
     max_new_tokens: common.MaxNewTokens = 128,
@@ -52,8 +53,7 @@ def compare(
         raise UsageError(f"--max-k {max_k} --repeats {repeats}: both must be at least 1")
     common.check_writable(out, force=force)
     load_pyplot()  # a missing matplotlib is refused now, not after minutes of measuring
-    lines = [{"prompt": text} for text in PROMPTS] if prompts is None else batch.read_prompts(prompts)
-    texts = [line.get("prompt", line.get("tokens")) for line in lines]
+    texts = list(PROMPTS) if prompts is None else batch.read_texts(prompts)
     models = common.load_pair(target, draft, device, dtype)
     settings = {
         "max_new_tokens": max_new_tokens,

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,8 @@ import typer
 from modicum import __version__
 from modicum.cli import compare, demo, generate, inspect, train
 from modicum.errors import ModicumError
+
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="modicum",
@@ -46,29 +49,31 @@ app.command()(demo.demo)
 
 def run() -> None:
     """Entry point: exit code 2 for usage, 1 for failure, 130 for Ctrl-C."""
-    if len(sys.argv) == 1:
-        sys.argv.append("--help")
-    if "--debug" in sys.argv[1:]:
-        app(standalone_mode=False)
-        return
+    # Taken wherever it stands: one adds it at the end of the command that has just failed.
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
-        code = app(standalone_mode=False)
+        code = app(arguments, prog_name="modicum", standalone_mode=False)
     except ModicumError as error:
-        fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code, debug=debug)
     except ClickError as error:
-        fail(error.format_message().replace("\n", " "), error.exit_code)
+        fail(error.format_message().replace("\n", " "), error.exit_code, debug=debug)
     except (KeyboardInterrupt, typer.Abort):
-        fail("interrupted", 130)
+        fail("interrupted", INTERRUPTED, debug=debug)
     except BrokenPipeError:
         # Whoever reads stdout has gone; Python must not complain again when it closes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
-        fail(f"{type(error).__name__}: {reason} (`modicum --debug ...` shows where)", 1)
+        fail(f"{type(error).__name__}: {reason} (--debug shows where)", 1, debug=debug)
+    if code == INTERRUPTED:  # typer turns Ctrl-C within a command into this result
+        fail("interrupted", INTERRUPTED, debug=False)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(sentence: str, code: int) -> None:
+def fail(sentence: str, code: int, *, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
     print(f"modicum: {sentence}", file=sys.stderr)
     sys.exit(code)

@@ -1,6 +1,7 @@
 """Recipes: TOML files that say everything about a run."""
 
 import tomllib
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,37 @@ from modicum.config import Config
 from modicum.errors import UsageError
 
 
+class Section(Config):
+    """A table of a recipe: every value is of its field's type, checked before hours are spent on it."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                kind = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+                raise UsageError(f"`{name}` is {value!r}: give a value of type {kind}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value may stand where `hint` is declared; an integer may stand for a float, a bool for neither."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if options:
+        return any(_fits(value, option) for option in options)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def require(valid: bool, name: str, value: object, remedy: str) -> None:
+    """Refuse `name = value` unless `valid`."""
+    if not valid:
+        raise UsageError(f"`{name}` is {value!r}: {remedy}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class ModelSection(Config):
+class ModelSection(Section):
     """The sizes of a Llama-like decoder."""
 
     dim: int
@@ -24,9 +54,14 @@ class ModelSection(Config):
     tie_embeddings: bool = True
     save_dtype: str = "bfloat16"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = ("float32", "bfloat16", "float16")
+        require(self.save_dtype in kinds, "save_dtype", self.save_dtype, f"choose one of {', '.join(kinds)}")
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataSection(Config):
+class DataSection(Section):
     """Where the text comes from. `tokenizer`: a model's folder to take it from; without one it is trained."""
 
     source: str
@@ -37,9 +72,16 @@ class DataSection(Config):
     vocab_size: int = 2048
     window: int = 512
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.held_out < 1, "held_out", self.held_out, "give the share of files, between 0 and 1")
+        require(self.window >= 1, "window", self.window, "it must be at least 1")
+        # 256 bytes and the end of text: with fewer tokens some text could not be written.
+        require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "it must be at least 257")
+
 
 @dataclass(frozen=True, kw_only=True)
-class OptimSection(Config):
+class OptimSection(Section):
     """AdamW, cosine after a linear warm-up. `lr` is the peak; it ends at `lr * floor`."""
 
     steps: int
@@ -54,18 +96,33 @@ class OptimSection(Config):
     clip: float = 1.0
     bf16: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "batch", "accumulate"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        for name in ("lr", "clip"):
+            require(getattr(self, name) > 0, name, getattr(self, name), "it must be above 0")
+        require(self.warmup >= 0, "warmup", self.warmup, "it must not be negative")
+
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherSection(Config):
+class TeacherSection(Section):
     """Distillation: `weight` of KL(teacher || student), the rest cross-entropy with the text."""
 
     model: str
     weight: float = 0.9
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.weight <= 1, "weight", self.weight, "give the teacher's share of the loss, from 0 to 1")
+
 
 @dataclass(frozen=True, kw_only=True)
-class RunSection(Config):
-    """Where a run lives and how often it reports, validates and saves, in steps."""
+class RunSection(Section):
+    """Where a run lives and how often it reports, validates and saves, in steps.
+
+    After `max_seconds` of one sitting it saves and stops, to be resumed; the schedule stays one of steps.
+    """
 
     folder: str
     seed: int = 0
@@ -73,10 +130,16 @@ class RunSection(Config):
     validate_every: int = 500
     save_every: int = 250
     tensorboard: bool = False
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("log_every", "validate_every", "save_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Config):
+class Recipe(Section):
     """A whole run."""
 
     model: ModelSection
@@ -84,6 +147,11 @@ class Recipe(Config):
     optim: OptimSection
     run: RunSection
     teacher: TeacherSection | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        context = self.model.max_seq_len
+        require(self.data.window <= context, "window", self.data.window, f"the model's context is {context} tokens")
 
 
 def read_recipe(path: Path, overrides: list[str]) -> Recipe:

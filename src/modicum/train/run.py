@@ -30,7 +30,7 @@ from modicum.train.optim import initialise, learning_rate, make_optimizer
 from modicum.train.recipe import Recipe, read_recipe
 from modicum.train.state import Progress, load_state, save_state
 from modicum.train.text import Corpus, Windows, find_corpus, tokenize
-from modicum.train.tokenizer import tokenizer_files, train_tokenizer
+from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
 
 console = Console(stderr=True)
 
@@ -81,13 +81,14 @@ class Run:
         if not resume and (self.folder / "state.safetensors").exists():
             raise UsageError(f"{self.folder} holds a run already: add --resume, or choose another run.folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._prepare()
+        self._prepare(resume)
         progress = load_state(self.state_path, self.model, self.optimizer) if resume else Progress()
         if resume and progress.fingerprint != self.fingerprint:
             raise UsageError(
                 f"the run in {self.folder} was begun with other settings or data: resume it with the same recipe"
             )
         progress.fingerprint = self.fingerprint
+        limit, start = self.recipe.run.max_seconds, time.perf_counter()
         with interruptible() as interrupted, Reporter(self.recipe, self.folder, self.name, progress) as reporter:
             while progress.step < self.recipe.optim.steps:
                 began = time.perf_counter()
@@ -97,9 +98,10 @@ class Run:
                 progress.seconds += time.perf_counter() - began
                 reporter.step(progress, loss, learning_rate(self.recipe.optim, progress.step - 1))
                 last = progress.step == self.recipe.optim.steps
-                if interrupted or progress.step % self.recipe.run.save_every == 0 or last:
+                late = limit is not None and time.perf_counter() - start >= limit and not last
+                if interrupted or late or progress.step % self.recipe.run.save_every == 0 or last:
                     save_state(self.state_path, self.model, self.optimizer, progress)
-                if interrupted:
+                if interrupted or late:
                     console.print(f"stopped after step {progress.step}, saved: continue with --resume")
                     return None
                 # The last validation is the export's.
@@ -109,9 +111,9 @@ class Run:
             reporter.validated(progress, *figures)
         return self._export(progress, *figures)
 
-    def _prepare(self) -> None:
+    def _prepare(self, resume: bool) -> None:
         recipe = self.recipe
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = self._tokenizer(resume)
         caches = self.folder / "data"
         training = tokenize(self.corpus, self.corpus.training, self.tokenizer, caches / "training.npy")
         self.held_out = tokenize(self.corpus, self.corpus.held_out, self.tokenizer, caches / "held_out.npy")
@@ -127,7 +129,9 @@ class Run:
         if recipe.teacher is not None:
             self.teacher = api.load(recipe.teacher.model, device="cpu", dtype="float32")
             self._check_teacher(recipe.teacher.model)
-        settings = {**recipe.to_dict(), "run": None, "files": [self.corpus.training, self.corpus.held_out]}
+        # The tokens themselves, not the files' names: changed text would make another run of it.
+        data = [hashlib.sha256(tokens.tobytes()).hexdigest() for tokens in (training, self.held_out)]
+        settings = {**recipe.to_dict(), "run": {"seed": recipe.run.seed}, "tokens": data}
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _check_teacher(self, name: str) -> None:
@@ -145,16 +149,31 @@ class Run:
     def state_path(self) -> Path:
         return self.folder / "state.safetensors"
 
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self, resume: bool) -> Tokenizer:
         data, own = self.recipe.data, self.folder / "tokenizer.json"
         if data.tokenizer is not None:
-            return Tokenizer.from_file(str(Path(data.tokenizer) / "tokenizer.json"))
-        if not own.exists():
+            return self._fitting(Path(data.tokenizer) / "tokenizer.json")
+        # One left over from another recipe is never taken for this one's.
+        if not (resume and own.exists()):
             texts = (self.corpus.read(path) for path in self.corpus.training)
             partial = own.with_name("tokenizer.partial.json")
             train_tokenizer(texts, data.vocab_size).save(str(partial))
             partial.replace(own)
-        return Tokenizer.from_file(str(own))
+        return self._fitting(own)
+
+    def _fitting(self, path: Path) -> Tokenizer:
+        """The tokenizer of `path`, refused where its ids do not fit the model."""
+        if not path.is_file():
+            raise UsageError(f"{path} does not exist: give the folder of a model with a tokenizer as data.tokenizer")
+        tokenizer, vocab_size = Tokenizer.from_file(str(path)), self.config.vocab_size
+        if tokenizer.get_vocab_size() > vocab_size:
+            raise UsageError(
+                f"{path} has {tokenizer.get_vocab_size()} tokens and data.vocab_size is {vocab_size}: "
+                f"set data.vocab_size={tokenizer.get_vocab_size()}"
+            )
+        if tokenizer.token_to_id(END_OF_TEXT) is None:
+            raise UsageError(f"{path} has no token {END_OF_TEXT}, which closes each text: give one that has it")
+        return tokenizer
 
     def _step(self, step: int) -> float:
         optim = self.recipe.optim
