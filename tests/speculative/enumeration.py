@@ -99,6 +99,7 @@ def points(targets, drafts, drawn, n):
         for cells in itertools.product(*coins, draws):
             # What a loop does not use is set to a value that would show if it did.
             noise = torch.full((len(targets), len(Purpose)), 0.37, dtype=torch.float64)
+            noise[:, Purpose.COIN] = 0.0
             share = 1.0
             for i, (uniform, length) in enumerate(cells[:-1]):
                 noise[i, Purpose.COIN] = uniform

@@ -137,6 +137,21 @@ def test_rows_do_not_influence_each_other():
         assert all(torch.equal(a, b[row : row + 1]) for a, b in zip(alone, together, strict=True))
 
 
+def test_what_stands_behind_the_drafted_tokens_is_never_accepted():
+    # Every draft agrees with the target and every coin accepts, so only the number of drafted tokens ends a row.
+    drafted, best = torch.tensor([0, 1, 2]), torch.tensor([[3, 1, 4]] * 3)
+    probs = torch.eye(5, dtype=torch.float64)[best]
+    noise = torch.zeros(3, C + 1, 4, dtype=torch.float64)
+    for got in (
+        accept(probs, best[:, :C], probs[:, :C], drafted, noise),
+        accept(probs, best[:, :C], None, drafted, noise),
+        accept_greedy(best, best[:, :C], drafted),
+    ):
+        assert got.n_accepted_B.tolist() == [0, 1, 2]
+        assert got.next_token_B.tolist() == [3, 1, 4]
+        assert got.valid_B.all()
+
+
 def test_greedy_is_the_one_hot_case():
     target, tokens, _, drafted, noise = batch_of(1)
     best = target.argmax(-1)

@@ -33,7 +33,7 @@ def demo(
     presets = resources.model_presets()
     if TARGET not in presets or DRAFT not in presets:
         raise UsageError(f"{TARGET} and {DRAFT} are not in this installation: install modicum from its repository")
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     # float32: in lower precision the kernels for one row and for five may differ in the last bit of a near-tie.
     target, draft = (api.load(name, dtype="float32") for name in (TARGET, DRAFT))
     prompts = held_out_prompts(presets[TARGET], 1 if quick else 4)
