@@ -94,7 +94,7 @@ def choose(batch: Batch, logits_BV: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's next token by its own settings, and whether its logits were numbers: [B], [B] bool."""
     if batch.sampler.all_greedy:
         token_B = batch.sampler.greedy(logits_BV, batch.seen_BV) if batch.sampler.penalised else greedy(logits_BV)
-        return token_B, ~logits_BV.gather(1, token_B[:, None])[:, 0].isnan()
+        return token_B, logits_BV.gather(1, token_B[:, None])[:, 0] > -torch.inf
     probs_BV = batch.sampler.probs(logits_BV, batch.seen_BV)
     noise_BNP = batch.noise(1)
     assert noise_BNP is not None
@@ -106,6 +106,6 @@ def refuse_invalid(valid: bool) -> None:
     """Raise GenerationError if a row's distribution was not one."""
     if not valid:
         raise GenerationError(
-            "the model returned logits that are not numbers (NaN), so no token can be drawn: "
+            "the model returned logits that are not numbers (NaN) or all -inf, so no token can be drawn: "
             "try `--dtype float32`, or check the checkpoint with `modicum inspect`"
         )

@@ -67,7 +67,7 @@ def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | No
         sampler = batch.sampler
         target_BN = sampler.greedy(logits_BNV, seen_BNV) if sampler.penalised else greedy(logits_BNV)
         accepted = accept_greedy(target_BN, draft.tokens_BC, drafted_B)
-        numbers_B = ~logits_BNV.gather(-1, target_BN[..., None]).isnan().flatten(1).any(1)
+        numbers_B = (logits_BNV.gather(-1, target_BN[..., None]) > -torch.inf).flatten(1).all(1)
         return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
     probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
     return accept(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])
