@@ -19,6 +19,7 @@ from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
 from modicum.decode.random import stream_key
 from modicum.decode.sampling import SamplingParams
+from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.hf_adapter import load_adapter
@@ -208,7 +209,7 @@ def generate(
         for group in form_batches(requests, target, drafter):
             batch = Batch(
                 group,
-                vocab_size=vocabulary(target, drafter),
+                vocab_size=vocabulary(target),
                 device=target.device,
                 tokenizer=tokenizer,
                 on_token=on_token,
@@ -217,7 +218,7 @@ def generate(
                 PlainEngine(target) if drafter is None else SpeculativeEngine(target, drafter, num_draft_tokens)
             )
             rows += run(batch, engine)
-            by_part = {part: by_part.get(part, 0.0) + spent for part, spent in batch.seconds.items()}
+            add_seconds(by_part, batch.seconds)
     rows.sort(key=lambda row: row.request.index)
     return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part)
 
@@ -296,7 +297,7 @@ def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: i
     return [stream_key(base, index) for index in range(n_prompts)]
 
 
-def vocabulary(target: Any, drafter: Drafter | None) -> int:
+def vocabulary(target: Any) -> int:
     """How many token ids may be drawn: rows of the logits beyond the tokenizer are padding."""
     size = target.config.vocab_size
     return size if target.tokenizer is None else min(size, len(target.tokenizer))

@@ -162,11 +162,6 @@ class Batch:
         self._measure()
         return [row for row in self.rows if row.finish_reason is not None]
 
-    def spend(self, seconds: dict[str, float]) -> None:
-        """Add to the time that the batch's parts have taken."""
-        for part, spent in seconds.items():
-            self.seconds[part] = self.seconds.get(part, 0.0) + spent
-
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         index = torch.tensor(rows, device=self.device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from modicum.decode.batch import Batch, Loop, Row
 from modicum.decode.random import Purpose
 from modicum.decode.sampling import draw, greedy
+from modicum.decode.stats import add_seconds
 from modicum.errors import GenerationError
 
 # Long prompts are read this many tokens at a time, so that the memory for activations does not grow with them.
@@ -29,12 +30,12 @@ def run(batch: Batch, engine: Engine) -> list[Row]:
     """Write every row of `batch` to its end. Returns the rows in the order in which they ended."""
     done: list[Row] = []
     engine.start(batch)
-    batch.spend({"prefill": perf_counter() - batch.started})
+    add_seconds(batch.seconds, {"prefill": perf_counter() - batch.started})
     while batch.rows:
         began = perf_counter()
         loop = engine.step(batch)
         ended = batch.take(loop, engine.sources, perf_counter() - began)
-        batch.spend({**loop.seconds, "rest": perf_counter() - began - sum(loop.seconds.values())})
+        add_seconds(batch.seconds, {**loop.seconds, "rest": perf_counter() - began - sum(loop.seconds.values())})
         for row in ended:
             row.stats.seconds = perf_counter() - batch.started
             row.stats.seconds_by_part = dict(batch.seconds)

@@ -94,6 +94,12 @@ class GenerationStats:
         }
 
 
+def add_seconds(total: dict[str, float], spent: dict[str, float]) -> None:
+    """Add times by part to a running total; a part that only one of them has is kept."""
+    for part, seconds in spent.items():
+        total[part] = total.get(part, 0.0) + seconds
+
+
 def percentiles(values: Iterable[float]) -> dict[str, float]:
     """Mean and nearest-rank P50, P90 and P99; empty for no values."""
     ordered = sorted(values)
