@@ -38,6 +38,13 @@ class Config:
         hints = typing.get_type_hints(cls)
         return cls(**{key: _decode(hints[key], value) for key, value in values.items()})
 
+    def check_choices(self) -> None:
+        """Refuse a value that is none of those its field's `Literal` names."""
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+                raise UsageError(f"`{name}` is {value!r}{nearest(str(value), typing.get_args(hint))}")
+
 
 def nearest(name: str, choices: typing.Iterable[str]) -> str:
     """The end of a refusal: `: did you mean ...?`, or the list of what is valid."""
@@ -51,7 +58,17 @@ def _decode(hint: Any, value: Any) -> Any:
     for option in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return option.from_dict(value)  # type: ignore[union-attr]
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(_decode(Any, item) for item in value) if isinstance(value, list) else value
+
+
+def check_groups(n_heads: int, n_kv_heads: int) -> None:
+    """Refuse key-value heads that cannot be shared out evenly."""
+    if n_heads % n_kv_heads:
+        valid = [g for g in range(1, n_heads + 1) if n_heads % g == 0]
+        raise UsageError(
+            f"{n_kv_heads} key-value heads do not divide {n_heads} query heads: "
+            f"choose one of {', '.join(map(str, valid))}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,13 +129,88 @@ class DecoderConfig(Config):
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "max_seq_len"):
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
-        if self.n_heads % self.n_kv_heads:
-            valid = [g for g in range(1, self.n_heads + 1) if self.n_heads % g == 0]
-            raise UsageError(
-                f"{self.n_kv_heads} key-value heads do not divide {self.n_heads} query heads: "
-                f"choose one of {', '.join(map(str, valid))}"
-            )
+        check_groups(self.n_heads, self.n_kv_heads)
         if self.windows and len(self.windows) != self.n_layers:
             raise UsageError(
                 f"`windows` has {len(self.windows)} entries for {self.n_layers} layers: give one per layer, or none"
             )
+
+
+Variant = Literal["spacetime", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VivitConfig(Config):
+    """A ViViT (2103.15691): Models 1 to 4 are its four `variant`s.
+
+    `num_frames` frames of `image_size` (height, width) are handed in; `sampled_frames` of them are kept by uniform
+    frame sampling, None for all; `tubelet_size` is (time, height, width). `n_layers` is the depth of the encoder, of
+    the spatial one in a factorized encoder, whose temporal one has `temporal_layers`: 0 averages the frame vectors.
+    `heads` names parts of one projection of `num_classes`, as {"noun": 300, "verb": 97}: in order, in pairs.
+    """
+
+    variant: Variant
+    image_size: tuple[int, int] = (224, 224)
+    num_frames: int = 32
+    sampled_frames: int | None = None
+    tubelet_size: tuple[int, int, int] = (2, 16, 16)
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    temporal_layers: int = 0
+    temporal_heads: int | None = None  # None: as the spatial encoder; likewise the next
+    temporal_ffn_dim: int | None = None
+    attention_order: Literal["space_time", "time_space"] = "space_time"
+    pooling: Literal["token", "gap", "gmp", "gsp"] = "token"
+    num_classes: int = 400
+    heads: tuple[tuple[str, int], ...] = ()
+    pre_logits: int | None = None
+    stochastic_depth: float = 0.0
+    qkv_bias: bool = True
+    norm_eps: float = 1e-6
+    activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        self.check_choices()
+        sizes = ("num_frames", "dim", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim", "num_classes")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
+        check_groups(self.n_heads, self.n_kv_heads)
+        factorized = self.variant == "factorized_encoder"
+        if self.temporal_layers < 0 or (self.temporal_layers and not factorized):
+            raise UsageError(
+                f"`temporal_layers` is {self.temporal_layers}: only a factorized_encoder has a temporal encoder, "
+                "of 0 layers (an average) or more; leave it out"
+            )
+        if self.pooling == "token" and self.variant not in ("spacetime", "factorized_encoder"):
+            raise UsageError(f"{self.variant} has no class token: choose pooling gap, gmp or gsp")
+        if self.variant == "factorized_dot_product" and (self.n_heads % 2 or self.n_kv_heads % 2):
+            raise UsageError(
+                f"factorized_dot_product gives half of its heads to time and half to space and cannot halve "
+                f"{self.n_heads} query and {self.n_kv_heads} key-value heads: choose even numbers"
+            )
+        if self.heads and sum(size for _, size in self.heads) != self.num_classes:
+            raise UsageError(f"`heads` {dict(self.heads)} do not add up to {self.num_classes} classes: make them")
+        if not 0 <= self.stochastic_depth < 1:
+            raise UsageError(f"`stochastic_depth` is {self.stochastic_depth}: give a rate of at least 0, below 1")
+        if min(self.grid) < 1:
+            raise UsageError(
+                f"{self.kept_frames} frames of {self.image_size[0]}x{self.image_size[1]} hold no tubelet of "
+                f"{'x'.join(map(str, self.tubelet_size))} (time x height x width): choose smaller tubelets"
+            )
+
+    @property
+    def kept_frames(self) -> int:
+        """How many frames the tubelets are cut from."""
+        return self.num_frames if self.sampled_frames is None else min(self.sampled_frames, self.num_frames)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Tubelets along time, height and width; remainders are dropped."""
+        t, h, w = self.tubelet_size
+        return self.kept_frames // t, self.image_size[0] // h, self.image_size[1] // w

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,13 +40,28 @@ class FeedForward(nn.Module):
         return self.down(self.activation(up))
 
 
+class StochasticDepth(nn.Module):
+    """Drops a residual branch (1603.09382), example by example: in training a row's branch is zero with probability
+    `rate`, and never rescaled. [B, ...] -> [B, ...]; one draw per row, whatever axes follow."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        shape = (branch.shape[0],) + (1,) * (branch.dim() - 1)
+        return branch * (torch.rand(shape, device=branch.device) >= self.rate)
+
+
 class Block(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then + ffn(norm(that)); `parallel` lets both read x (GPT-NeoX)."""
 
     def __init__(
         self,
         attention: AttentionConfig,
-        layer: int,
+        layer: int = 0,
         *,
         norm_kind: Literal["rms", "layer"],
         norm_eps: float,
@@ -54,14 +70,17 @@ class Block(nn.Module):
         gated: bool,
         ffn_bias: bool,
         parallel: bool = False,
+        stochastic_depth: float = 0.0,
+        along: type[Attention] = Attention,
     ) -> None:
         super().__init__()
         self.parallel = parallel
         self.attention_norm = norm(norm_kind, attention.dim, norm_eps)
-        self.attention = Attention(attention, layer)
+        self.attention = along(attention, layer)
         self.ffn_norm = norm(norm_kind, attention.dim, norm_eps)
         self.ffn = FeedForward(attention.dim, ffn_dim, activation, gated=gated, bias=ffn_bias)
+        self.drop = StochasticDepth(stochastic_depth)
 
     def forward(self, x_BLD: Tensor, **attention: Any) -> Tensor:
-        attended_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), **attention)
-        return attended_BLD + self.ffn(self.ffn_norm(x_BLD if self.parallel else attended_BLD))
+        attended_BLD = x_BLD + self.drop(self.attention(self.attention_norm(x_BLD), **attention))
+        return attended_BLD + self.drop(self.ffn(self.ffn_norm(x_BLD if self.parallel else attended_BLD)))
