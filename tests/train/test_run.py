@@ -4,12 +4,13 @@ import json
 import math
 import re
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 import modicum
@@ -19,7 +20,7 @@ from modicum.train.optim import learning_rate
 from modicum.train.recipe import OptimSection, read_recipe
 from modicum.train.run import train
 from modicum.train.state import Progress, load_state, save_state
-from modicum.train.text import Windows, find_corpus, tokenize
+from modicum.train.text import Windows, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import train_tokenizer
 
 RECIPE = """
@@ -219,19 +220,19 @@ def test_line_ends_are_read_as_they_are(tmp_path):
     for name in ("a.py", "b.py", "c.py", "d.py", "e.py"):
         (tmp_path / name).write_bytes(b"x = 1\r\ny = 2\n")
     corpus = find_corpus(str(tmp_path), (".py",), (), 0.5)
-    assert corpus.read(corpus.training[0]) == "x = 1\r\ny = 2\n"
+    assert read_text(next(iter(corpus.training.values()))) == "x = 1\r\ny = 2\n"
 
 
 def test_the_cache_follows_its_sources(recipe, tmp_path):
     corpus = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
-    tokenizer = train_tokenizer([corpus.read(path) for path in corpus.training], 300)
+    tokenizer = train_tokenizer(map(read_text, corpus.training.values()), 300)
     cache = tmp_path / "cache.npy"
-    before = np.array(tokenize(corpus, corpus.training, tokenizer, cache))
+    before = np.array(tokenize(corpus.training, tokenizer, cache))
     stamp = cache.stat().st_mtime_ns
-    tokenize(corpus, corpus.training, tokenizer, cache)
+    tokenize(corpus.training, tokenizer, cache)
     assert cache.stat().st_mtime_ns == stamp
-    (corpus.root / corpus.training[0]).write_text("changed = True\n")
-    after = tokenize(corpus, corpus.training, tokenizer, cache)
+    next(iter(corpus.training.values())).write_text("changed = True\n")
+    after = tokenize(corpus.training, tokenizer, cache)
     assert len(after) < len(before)
     assert (np.array(before) == 0).sum() == (np.array(after) == 0).sum() == len(corpus.training)
 
@@ -325,3 +326,57 @@ def test_the_tokenizer_is_lossless():
     for text in [*TEXTS, "".join(map(chr, range(1, 1500)))]:
         assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
     assert tokenizer.token_to_id("<|endoftext|>") == 0
+
+
+def test_sources_may_be_files_patterns_and_several_at_once(recipe, tmp_path):
+    folder = str(tmp_path / "text")
+    (tmp_path / "notes").mkdir()
+    for name in ("one.txt", "two.txt", "three.md"):
+        (tmp_path / "notes" / name).write_text(f"about {name}\n")
+    pattern, single = str(tmp_path / "notes" / "*.txt"), str(tmp_path / "notes" / "three.md")
+    corpus = find_corpus((folder, pattern, single), (".py",), (), 0.3)
+    names = {Path(name).name for name in (*corpus.training, *corpus.held_out)}
+    assert len(names) == 13 + 3
+    assert {"one.txt", "two.txt", "three.md"} <= names
+    # A source to hold out takes its files away from the others.
+    corpus = find_corpus((folder, pattern), (".py",), (), str(tmp_path / "text" / "file3.py"))
+    assert [path.name for path in corpus.held_out.values()] == ["file3.py"]
+    assert len(corpus.training) == 12 + 2
+    with pytest.raises(UsageError, match=r"data source .*\.rst does not exist: give a folder, a file, a pattern"):
+        find_corpus((folder, str(tmp_path / "*.rst")), (".py",), (), 0.3)
+    with pytest.raises(UsageError, match=r"gives 1 files to train on and 0 to hold out, both are needed: .*`held_out`"):
+        find_corpus(single, (".py",), (), 1e-9)
+
+
+def test_a_recipe_takes_a_list_of_sources(recipe, tmp_path):
+    one, two = (json.dumps(str(tmp_path / "text" / f"file{n}.py")) for n in (1, 2))
+    settings = read_recipe(recipe, [f"data.source=[{one}, {two}]", f"data.held_out={two}"]).data
+    assert settings.source == (str(tmp_path / "text" / "file1.py"), str(tmp_path / "text" / "file2.py"))
+    folder = train(recipe, [f"data.source=[{one}, {two}]", f"data.held_out={two}", "data.window=12"])
+    assert json.loads((folder / "training.json").read_text())["held_out"] == [json.loads(two)]
+
+
+def test_another_teacher_is_another_run(recipe, tmp_path, monkeypatch):
+    teacher = train(recipe)
+    student = [f'{key}="{value}"' for key, value in (("teacher.model", teacher), ("data.tokenizer", teacher))]
+    student += [f'run.folder="{tmp_path / "student"}"']
+    stop_after(3, monkeypatch)
+    assert train(recipe, student) is None
+    monkeypatch.undo()
+    weights = load_file(teacher / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+    save_file(weights, teacher / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="begun with other settings or data"):
+        train(recipe, student, resume=True)
+
+
+def test_a_resumed_log_has_every_step_once(recipe, tmp_path, monkeypatch):
+    stop_after(3, monkeypatch)
+    assert train(recipe) is None
+    monkeypatch.undo()
+    log = tmp_path / "run" / "log.csv"
+    # What a machine that went down leaves: steps after the last state, the last of them cut short.
+    log.write_text(log.read_text() + "4,288,5.0,1e-3,100,,\n5,36")
+    train(recipe, resume=True)
+    steps = [row.split(",")[0] for row in log.read_text().splitlines()[1:] if row.split(",")[2]]
+    assert steps == ["1", "2", "3", "4", "5", "6"]

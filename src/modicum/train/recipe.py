@@ -62,19 +62,20 @@ class ModelSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class DataSection(Section):
-    """Where the text comes from. `tokenizer`: a model's folder to take it from; without one it is trained."""
+    """Where the text comes from: see `find_corpus`. `tokenizer`: a model's folder to take it from, else it is trained."""
 
-    source: str
+    source: str | tuple[str, ...]
     suffixes: tuple[str, ...] = (".py",)
     exclude: tuple[str, ...] = ()
-    held_out: float = 0.02
+    held_out: float | str = 0.02
     tokenizer: str | None = None
     vocab_size: int = 2048
     window: int = 512
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.held_out < 1, "held_out", self.held_out, "give the share of files, between 0 and 1")
+        share = isinstance(self.held_out, str) or 0 < self.held_out < 1
+        require(share, "held_out", self.held_out, "give the share of files, between 0 and 1, or where they are")
         require(self.window >= 1, "window", self.window, "it must be at least 1")
         # 256 bytes and the end of text: with fewer tokens some text could not be written.
         require(self.vocab_size >= 257, "vocab_size", self.vocab_size, "it must be at least 257")
@@ -125,6 +126,7 @@ class RunSection(Section):
     """
 
     folder: str
+    device: str = "auto"
     seed: int = 0
     log_every: int = 20
     validate_every: int = 500

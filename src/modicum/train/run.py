@@ -29,7 +29,7 @@ from modicum.train.objective import causal_lm_loss
 from modicum.train.optim import initialise, learning_rate, make_optimizer
 from modicum.train.recipe import Recipe, read_recipe
 from modicum.train.state import Progress, load_state, save_state
-from modicum.train.text import Corpus, Windows, find_corpus, tokenize
+from modicum.train.text import Corpus, Windows, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
 
 console = Console(stderr=True)
@@ -68,7 +68,7 @@ class Run:
         with torch.device("meta"):
             n_parameters = sum(p.numel() for p in Decoder(self.config).parameters())
         per_step = optim.batch * optim.accumulate * data.window
-        n_bytes = sum((self.corpus.root / path).stat().st_size for path in self.corpus.training)
+        n_bytes = size_of(self.corpus.training)
         console.print(f"model       {n_parameters:,} parameters, {self.config.n_layers} layers of {self.config.dim}")
         console.print(f"data        {len(self.corpus.training)} files, {n_bytes / 1e6:.1f} MB, from {data.source}")
         console.print(f"held out    {len(self.corpus.held_out)} whole files")
@@ -115,23 +115,26 @@ class Run:
         recipe = self.recipe
         self.tokenizer = self._tokenizer(resume)
         caches = self.folder / "data"
-        training = tokenize(self.corpus, self.corpus.training, self.tokenizer, caches / "training.npy")
-        self.held_out = tokenize(self.corpus, self.corpus.held_out, self.tokenizer, caches / "held_out.npy")
-        self.held_out_bytes = sum((self.corpus.root / path).stat().st_size for path in self.corpus.held_out)
+        training = tokenize(self.corpus.training, self.tokenizer, caches / "training.npy")
+        self.held_out = tokenize(self.corpus.held_out, self.tokenizer, caches / "held_out.npy")
+        self.held_out_bytes = size_of(self.corpus.held_out)
         optim = recipe.optim
         self.windows = Windows(training, recipe.data.window, optim.batch, recipe.run.seed)
         self.tokens_per_step = optim.batch * optim.accumulate * recipe.data.window
+        self.device = api.pick_device(recipe.run.device)
         self.model = Decoder(self.config)
+        # On the CPU, so that a seed begins with the same weights on every device.
         initialise(self.model, recipe.run.seed)
-        self.model.train()
+        self.model.to(self.device).train()
         self.optimizer = make_optimizer(self.model, optim)
         self.teacher: Any = None
         if recipe.teacher is not None:
-            self.teacher = api.load(recipe.teacher.model, device="cpu", dtype="float32")
+            self.teacher = api.load(recipe.teacher.model, device=self.device, dtype="float32")
             self._check_teacher(recipe.teacher.model)
-        # The tokens themselves, not the files' names: changed text would make another run of it.
+        # The tokens and the teacher themselves, not their files' names: others would make another run of it.
         data = [hashlib.sha256(tokens.tobytes()).hexdigest() for tokens in (training, self.held_out)]
-        settings = {**recipe.to_dict(), "run": {"seed": recipe.run.seed}, "tokens": data}
+        taught = None if self.teacher is None else digest(self.teacher)
+        settings = {**recipe.to_dict(), "run": {"seed": recipe.run.seed}, "tokens": data, "teacher_weights": taught}
         self.fingerprint = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def _check_teacher(self, name: str) -> None:
@@ -155,7 +158,7 @@ class Run:
             return self._fitting(Path(data.tokenizer) / "tokenizer.json")
         # One left over from another recipe is never taken for this one's.
         if not (resume and own.exists()):
-            texts = (self.corpus.read(path) for path in self.corpus.training)
+            texts = (read_text(path) for path in self.corpus.training.values())
             partial = own.with_name("tokenizer.partial.json")
             train_tokenizer(texts, data.vocab_size).save(str(partial))
             partial.replace(own)
@@ -181,8 +184,8 @@ class Run:
             group["lr"] = learning_rate(optim, step)
         total = 0.0
         for part in range(optim.accumulate):
-            tokens = self.windows.at(step * optim.accumulate + part)
-            with torch.autocast("cpu", torch.bfloat16, enabled=optim.bf16):
+            tokens = self.windows.at(step * optim.accumulate + part).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=optim.bf16):
                 loss = causal_lm_loss(self.model, tokens, self.teacher, self._teacher_weight)
             (loss / optim.accumulate).backward()
             total += loss.item() / optim.accumulate
@@ -201,11 +204,11 @@ class Run:
     def validate(self) -> tuple[float, float]:
         """Held-out nats per token and bits per byte of the files, the end-of-text tokens included."""
         self.model.eval()
-        ids = torch.from_numpy(self.held_out.astype("int64"))
+        ids = torch.from_numpy(self.held_out.astype("int64")).to(self.device)
         window, total = self.recipe.data.window, 0.0
         # Every token is predicted once, from at most a window of context.
         for inputs, targets in zip(ids[:-1].split(window), ids[1:].split(window), strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.optim.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.optim.bf16):
                 logits = self.model(inputs[None])[0]
             total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
         count = len(ids) - 1
@@ -216,7 +219,7 @@ class Run:
         """Write the model as a stock folder, its training's figures beside it."""
         dtype = getattr(torch, self.recipe.model.save_dtype)
         self.model.eval()
-        state = {name: tensor.to(dtype) for name, tensor in self.model.dense_state().items()}
+        state = {name: tensor.to("cpu", dtype) for name, tensor in self.model.dense_state().items()}
         config = DecoderConfig.from_dict({**self.config.to_dict(), "dtype": self.recipe.model.save_dtype})
         record = {
             "recipe": self.name,
@@ -225,7 +228,7 @@ class Run:
             "seconds": round(progress.seconds),
             "val_loss": loss,
             "bits_per_byte": bits_per_byte,
-            "held_out": self.corpus.held_out,
+            "held_out": list(self.corpus.held_out),
             "settings": self.recipe.to_dict(),
         }
         files = tokenizer_files(self.tokenizer, self.config.max_seq_len)
@@ -235,6 +238,19 @@ class Run:
         write_checkpoint(Checkpoint(stock, to_stock(state, config), files), goal, overwrite=True)
         console.print(f"held out: {loss:.4f} nats/token, {bits_per_byte:.4f} bits/byte; model in {goal}")
         return goal
+
+
+def size_of(files: dict[str, Path]) -> int:
+    """Bytes of all files together."""
+    return sum(path.stat().st_size for path in files.values())
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of a model's weights."""
+    result = hashlib.sha256()
+    for parameter in model.parameters():
+        result.update(parameter.detach().cpu().numpy().tobytes())
+    return result.hexdigest()
 
 
 def model_config(recipe: Recipe) -> DecoderConfig:
@@ -268,17 +284,27 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(kind, handler)
 
 
+LOG_COLUMNS = ["step", "tokens", "loss", "lr", "tokens_per_second", "val_loss", "bits_per_byte"]
+
+
+def logged_until(path: Path, step: int) -> list[list[str]]:
+    """What a log holds of the steps up to `step`: those after the last saved state are about to be run again."""
+    if step == 0 or not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+
+
 class Reporter:
     """A progress bar in a terminal, lines elsewhere; a CSV of every logged step; TensorBoard if asked for."""
 
     def __init__(self, recipe: Recipe, folder: Path, name: str, progress: Progress) -> None:
         self.recipe, self.first = recipe, progress.step
         path = folder / "log.csv"
-        fresh = not path.exists() or progress.step == 0
-        self.file = path.open("w" if fresh else "a", newline="")
+        kept = logged_until(path, progress.step)
+        self.file = path.open("w", newline="")
         self.csv = csv.writer(self.file)
-        if fresh:
-            self.csv.writerow(["step", "tokens", "loss", "lr", "tokens_per_second", "val_loss", "bits_per_byte"])
+        self.csv.writerows([LOG_COLUMNS, *kept])
         self.writer: Any = None
         if recipe.run.tensorboard:
             from torch.utils.tensorboard import SummaryWriter

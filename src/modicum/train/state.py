@@ -54,5 +54,7 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
                 parameter.copy_(file.get_tensor(f"model.{name}"))
             prefix = f"optimizer.{name}."
             keys = [key for key in names if key.startswith(prefix)]
-            optimizer.state[parameter] = {key[len(prefix) :]: file.get_tensor(key).clone() for key in keys}
+            # Moments belong where their weights are.
+            moments = {key[len(prefix) :]: file.get_tensor(key).to(parameter.device, copy=True) for key in keys}
+            optimizer.state[parameter] = moments
     return progress

@@ -1,9 +1,11 @@
 """Text data: files found, some held out whole, all tokenized once into a memory-mapped cache."""
 
+import glob
 import hashlib
 import json
 import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,46 +21,75 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "idlelib", "
 
 @dataclass(frozen=True)
 class Corpus:
-    """Files under one root, as paths relative to it; `held_out` are never trained on."""
+    """Files of text by name, the path relative to their source; `held_out` are never trained on."""
 
-    root: Path
-    training: list[str]
-    held_out: list[str]
-
-    def read(self, path: str) -> str:
-        # Not `read_text`, which would turn every kind of line end into one.
-        return (self.root / path).read_bytes().decode("utf-8")
+    training: dict[str, Path]
+    held_out: dict[str, Path]
 
 
-def find_corpus(source: str, suffixes: tuple[str, ...], exclude: tuple[str, ...], held_out: float) -> Corpus:
-    """The text files of a folder, or of "stdlib", the running Python's own library.
+def find_corpus(
+    sources: str | tuple[str, ...], suffixes: tuple[str, ...], exclude: tuple[str, ...], held_out: float | str
+) -> Corpus:
+    """The texts of one source or several: a folder, a file, a pattern such as `notes/**/*.txt`, or "stdlib", the running
+    Python's own library.
 
-    Whether a file is held out depends on its relative path alone, so that it is the same on every machine.
+    Args:
+        suffixes: what a folder's files must end in to be taken; files and patterns are taken as they are.
+        exclude: names of folders and files within a folder that are left out.
+        held_out: a share of the files, decided by each name alone and so the same on every machine; or a source.
 
     Raises:
-        UsageError: no such folder, or no text in it.
+        UsageError: a source that does not exist, or no text on one side.
     """
+    found: dict[str, Path] = {}
+    for source in (sources,) if isinstance(sources, str) else sources:
+        found |= texts_of(source, suffixes, exclude)
+    if isinstance(held_out, str):
+        kept_out = texts_of(held_out, suffixes, exclude)
+        same = {path.resolve() for path in kept_out.values()}
+        training = {name: path for name, path in found.items() if path.resolve() not in same}
+    else:
+        kept_out = {name: path for name, path in found.items() if share_of(name) < held_out}
+        training = {name: path for name, path in found.items() if name not in kept_out}
+    if not training or not kept_out:
+        given = sources if isinstance(sources, str) else ", ".join(sources)
+        raise UsageError(
+            f"{given} gives {len(training)} files to train on and {len(kept_out)} to hold out, both are needed: check "
+            "`suffixes` and `exclude`, raise `held_out`, or name a file as `held_out`"
+        )
+    return Corpus(training, kept_out)
+
+
+def texts_of(source: str, suffixes: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, Path]:
+    """The readable texts of one source, by name."""
     root = Path(sysconfig.get_paths()["stdlib"]) if source == "stdlib" else Path(source).expanduser()
-    if not root.is_dir():
-        raise UsageError(f"data source {source} is not a folder: give one with text files, or `stdlib`")
-    training: list[str] = []
-    kept_out: list[str] = []
+    if root.is_dir():
+        return {name: root / name for name in names_below(root, suffixes, exclude) if readable(root / name)}
+    # A pattern's names are the paths themselves: what they match may lie anywhere.
+    paths = [root] if root.is_file() else [Path(path) for path in sorted(glob.glob(str(root), recursive=True))]
+    if not paths:
+        raise UsageError(f"data source {source} does not exist: give a folder, a file, a pattern, or `stdlib`")
+    return {path.as_posix(): path for path in paths if path.is_file() and readable(path)}
+
+
+def names_below(root: Path, suffixes: tuple[str, ...], exclude: tuple[str, ...]) -> Iterator[str]:
+    """Paths relative to `root`, in an order that is the same on every machine."""
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in SKIPPED_FOLDERS)
         for name in sorted(files):
             path = (Path(folder) / name).relative_to(root).as_posix()
-            if not path.endswith(suffixes) or any(part in exclude for part in path.split("/")):
-                continue
-            if not readable(root / path):
-                continue
-            share = int.from_bytes(hashlib.sha256(path.encode()).digest()[:8]) / 2**64
-            (kept_out if share < held_out else training).append(path)
-    if not training or not kept_out:
-        raise UsageError(
-            f"{source} gives {len(training)} files to train on and {len(kept_out)} to hold out: "
-            "both are needed; check `suffixes`, `exclude` and `held_out`"
-        )
-    return Corpus(root, training, kept_out)
+            if path.endswith(suffixes) and not any(part in exclude for part in path.split("/")):
+                yield path
+
+
+def share_of(name: str) -> float:
+    """A number in [0, 1) that only the name decides."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+
+
+def read_text(path: Path) -> str:
+    """A file as it is: `Path.read_text` would turn every kind of line end into one."""
+    return path.read_bytes().decode("utf-8")
 
 
 def readable(path: Path) -> bool:
@@ -69,20 +100,20 @@ def readable(path: Path) -> bool:
         return False
 
 
-def tokenize(corpus: Corpus, paths: list[str], tokenizer: Tokenizer, cache: Path) -> np.ndarray:
-    """All of `paths` as one row of token ids, each file closed by the end-of-text token, memory-mapped from `cache`.
+def tokenize(files: dict[str, Path], tokenizer: Tokenizer, cache: Path) -> np.ndarray:
+    """All of `files` as one row of token ids, each file closed by the end-of-text token, memory-mapped from `cache`.
 
     The cache is rebuilt when a file, its time, or the tokenizer has changed.
     """
     stamp = hashlib.sha256(tokenizer.to_str().encode())
-    for path in paths:
-        status = (corpus.root / path).stat()
-        stamp.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    for name, path in files.items():
+        status = path.stat()
+        stamp.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     note = cache.with_suffix(".json")
     if cache.is_file() and note.is_file() and json.loads(note.read_text()).get("fingerprint") == stamp.hexdigest():
         return np.load(cache, mmap_mode="r")
     end = tokenizer.token_to_id("<|endoftext|>")
-    encoded = tokenizer.encode_batch([corpus.read(path) for path in paths])
+    encoded = tokenizer.encode_batch([read_text(path) for path in files.values()])
     ids = [np.array([*text.ids, end]) for text in encoded]
     kind = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +122,7 @@ def tokenize(corpus: Corpus, paths: list[str], tokenizer: Tokenizer, cache: Path
     # The note goes last: a cache without its note is built again.
     note.unlink(missing_ok=True)
     os.replace(partial, cache)
-    note.write_text(json.dumps({"fingerprint": stamp.hexdigest(), "files": len(paths)}))
+    note.write_text(json.dumps({"fingerprint": stamp.hexdigest(), "files": len(files)}))
     return np.load(cache, mmap_mode="r")
 
 
