@@ -164,6 +164,7 @@ def test_seen_prefixes():
         ({"temperature": math.nan}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0: it must be at least 1"),
         ({"top_k": 2.5}, "top_k is 2.5: it must be at least 1 and a whole number"),
+        ({"temperature": 1e-31}, "temperature is 1e-31: below 1e-30 logits overflow; give 0 for greedy"),
         ({"top_p": math.nan}, "top_p is nan"),
         ({"min_p": math.nan}, "min_p is nan"),
         ({"repetition_penalty": math.nan}, "repetition_penalty is nan"),
@@ -176,3 +177,27 @@ def test_seen_prefixes():
 def test_refusals(settings, sentence):
     with pytest.raises(UsageError, match=sentence):
         SamplingParams(**settings)
+
+
+def nucleus_by_sorting(scores, p):
+    """The definition: in falling order, the lower id first of equals, a token stays while the mass before it is < p."""
+    ordered, ids = scores.sort(stable=True, descending=True)
+    mass = ordered.double().softmax(-1)
+    inside = mass.cumsum(-1) - mass < p
+    return torch.zeros(scores.shape, dtype=torch.bool).scatter_(-1, ids, inside)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 127, 131, 2500, 5003])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 6.0])
+def test_the_nucleus_is_the_one_that_sorting_finds(vocab_size, scale):
+    generator = torch.Generator().manual_seed(vocab_size)
+    ps = [0.05, 0.41, 0.93]
+    scores = torch.randn(3, 4, vocab_size, generator=generator, dtype=torch.float64) * scale
+    # Two decimals at most: plenty of equal scores, at the edge of the nucleus too.
+    scores = torch.cat([scores, (scores * 2).round() / 2], dim=1)
+    batch = Sampler([SamplingParams(top_p=p) for p in ps], torch.device("cpu"))
+    kept = batch.probs(scores) > 0
+    for row, p in enumerate(ps):
+        assert torch.equal(kept[row], nucleus_by_sorting(scores[row], p))
+        # Alone, whatever its neighbours made the batch look through.
+        assert torch.equal(sampler(SamplingParams(top_p=p)).probs(scores[row][None])[0], batch.probs(scores)[row])

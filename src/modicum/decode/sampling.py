@@ -12,6 +12,10 @@ from torch import Tensor
 
 from modicum.errors import UsageError
 
+# A nucleus is nearly always within this many of the most probable tokens; finding those is far cheaper than sorting.
+TOP_CANDIDATES = 128
+LEAST_TEMPERATURE = 1e-30
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -26,6 +30,10 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise UsageError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number")
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise UsageError(
+                f"temperature is {self.temperature}: below {LEAST_TEMPERATURE} logits overflow; give 0 for greedy"
+            )
         if self.top_k is not None and not (isinstance(self.top_k, Integral) and self.top_k >= 1):
             raise UsageError(
                 f"top_k is {self.top_k}: it must be at least 1 and a whole number; leave it out to keep every token"
@@ -116,14 +124,35 @@ class Sampler:
         return scores_BNV.masked_fill(cut_BNV, -math.inf)
 
     def _keep_top_p(self, scores_BNV: Tensor) -> Tensor:
-        """The nucleus (1904.09751): a token stays while the mass of the more probable ones is below p."""
-        ordered_BNV, index_BNV = scores_BNV.sort(dim=-1, descending=True, stable=True)
-        mass_BNV = ordered_BNV.softmax(-1)
-        top_p_B11 = self.top_p_B11.to(mass_BNV.dtype)
-        # The sum up to a token is the mass before the next one, so everything moves by one place.
-        full_BNV = (mass_BNV.cumsum(-1) >= top_p_B11) & (top_p_B11 < 1)
-        cut_BNV = torch.nn.functional.pad(full_BNV[..., :-1], (1, 0), value=False)
-        return scores_BNV.masked_fill(torch.zeros_like(cut_BNV).scatter_(-1, index_BNV, cut_BNV), -math.inf)
+        """The nucleus (1904.09751): a token stays while the mass before it is below p; equals come in the order of ids.
+
+        Only the end of the nucleus is looked for, not an order of the whole vocabulary: its least score, and how many
+        of the tokens with that very score still belong to it.
+        """
+        ordered_BNC, inside_BNC = self._nucleus(scores_BNV)
+        count_BN1 = inside_BNC.sum(-1, keepdim=True)
+        least_BN1 = ordered_BNC.gather(-1, (count_BN1 - 1).clamp(min=0))
+        equal_BNV = scores_BNV == least_BN1
+        room_BN1 = count_BN1 - (ordered_BNC > least_BN1).sum(-1, keepdim=True)
+        inside_BNV = (scores_BNV > least_BN1) | (equal_BNV & (equal_BNV.cumsum(-1) <= room_BN1))
+        return scores_BNV.masked_fill(~inside_BNV & (self.top_p_B11 < 1), -math.inf)
+
+    def _nucleus(self, scores_BNV: Tensor) -> tuple[Tensor, Tensor]:
+        """The highest scores in falling order, and which of them are inside every row's nucleus: [B, N, C] each."""
+        V = scores_BNV.shape[-1]
+        # The mass is measured against the whole vocabulary, so that it does not depend on how much of it was ordered.
+        total_BN1 = scores_BNV.logsumexp(-1, keepdim=True)
+        top_p_B11 = self.top_p_B11.to(scores_BNV.dtype)
+        # A GPU sorts at once; asking it whether a few were enough would take longer.
+        sizes = {V} if scores_BNV.is_cuda else {min(V, TOP_CANDIDATES), min(V, 16 * TOP_CANDIDATES), V}
+        for size in sorted(sizes):
+            ordered_BNC = scores_BNV.topk(size, dim=-1).values if size < V else scores_BNV.sort(-1, descending=True)[0]
+            mass_BNC = (ordered_BNC - total_BN1).exp().cumsum(-1)
+            # The sum up to a token is the mass before the next one, so everything moves by one place.
+            before_BNC = torch.nn.functional.pad(mass_BNC[..., :-1], (1, 0), value=0.0)
+            if size == V or bool(((mass_BNC[..., -1:] >= top_p_B11) | (top_p_B11 >= 1)).all()):
+                break
+        return ordered_BNC, before_BNC < top_p_B11
 
 
 def precise(logits: Tensor) -> Tensor:
