@@ -134,8 +134,8 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
     if job.open_lines:
         target, draft = load()
         # Every prompt is checked before the first is run, or a long job would be refused near its end.
-        given: Any = [line.get("prompt", line.get("tokens")) for line in job.lines]
-        for number, ids in enumerate(api.encode_prompts(target, given)):
+        prompts = api.encode_prompts(target, [line.get("prompt", line.get("tokens")) for line in job.lines])
+        for number, ids in enumerate(prompts):
             api.limit_of(target, number, ids, settings["max_new_tokens"])
         base = secrets.randbits(63) if seed is None else seed
         with Progress(console=Console(stderr=True)) as bar, job.begin() as file:
@@ -144,9 +144,9 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
             try:
                 for start in range(0, len(todo), CHUNK):
                     numbers = todo[start : start + CHUNK]
-                    prompts = [given[n] for n in numbers]
+                    chunk = [prompts[n] for n in numbers]
                     # A list of seeds gives every prompt the stream of its line, whatever chunk it falls in.
-                    out = api.generate(target, prompts, draft=draft, seed=[(base, n) for n in numbers], **settings)
+                    out = api.generate(target, chunk, draft=draft, seed=[(base, n) for n in numbers], **settings)
                     for at, number in enumerate(numbers):
                         job.done[number] = result_line(job.lines[number], out, at)
                         file.write(json.dumps({"line": number, "result": job.done[number]}) + "\n")

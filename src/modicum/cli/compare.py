@@ -119,7 +119,18 @@ def row_of(k: int, runs: list[Any], tokens: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
-    heads = ("K", "seconds", "sd", "tokens/s", "x plain", "accepted", "tokens/call", "per call/(K+1)", "ms/loop")
+    heads = (
+        "K",
+        "seconds",
+        "sd",
+        "tokens/s",
+        "x plain",
+        "accepted",
+        "tokens/call",
+        "per call/(K+1)",
+        "accepted/(K+1)",
+        "ms/loop",
+    )
     result = Table(*heads, box=None)
     for row in rows:
         result.add_row(
@@ -131,6 +142,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
             common.percent(row["acceptance_rate"]),
             f"{row['tokens_per_target_call']:.2f}",
             f"{row['efficiency']:.2f}",
+            f"{row['accepted_per_k_plus_1']:.2f}",
             f"{row['ms_per_loop']:.2f}",
         )
     return result

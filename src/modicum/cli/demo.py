@@ -69,20 +69,12 @@ def demo(
 def show(console: Any, target: Any, draft: Any, prompt: str, settings: dict[str, Any]) -> None:
     """One completion, its drafted and corrected tokens coloured."""
     from modicum import api
-    from modicum.cli.generate import SOURCE_STYLES
+    from modicum.cli.generate import LEGEND, printer
 
-    console.print(
-        "A prompt, and how the target completes it: [green]drafted and accepted[/], [yellow]its own tokens[/].\n"
-    )
-    console.print(prompt, style="dim", end="", markup=False)
-    api.generate(
-        target,
-        [prompt],
-        draft=draft,
-        num_draft_tokens=K,
-        on_token=lambda e: console.print(e.text, style=SOURCE_STYLES[e.source], end="", markup=False, soft_wrap=True),
-        **settings,
-    )
+    console.print(f"A prompt, and how the target completes it: {LEGEND}.\n")
+    console.out(prompt, style="dim", end="", highlight=False)
+    paint = console.is_terminal and not console.no_color
+    api.generate(target, [prompt], draft=draft, num_draft_tokens=K, on_token=printer(paint), **settings)
     console.print()
 
 

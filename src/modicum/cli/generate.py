@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ modicum generate ./big --draft ./small -k 4 --temperature 0 --prompt - < prompt.
 modicum generate ./big --draft ngram --prompts in.jsonl --out out.jsonl --seed 7"""
 
 SOURCE_STYLES = {"draft": "green", "target": "yellow"}
+LEGEND = "[green]drafted and accepted[/], [yellow]the target's own[/]"
 
 
 def generate(
@@ -83,7 +85,6 @@ def generate(
 def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_json: bool, color: bool) -> None:
     """Print a continuation as it comes, then what it took on stderr; or everything at the end as JSON."""
     from rich.console import Console
-    from rich.style import Style
 
     from modicum import api
 
@@ -92,21 +93,31 @@ def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_j
     notes = Console(stderr=True, highlight=False, no_color=not color or None)
     paint = answer.is_terminal and not answer.no_color
 
-    def show(event: Any) -> None:
-        style = Style.parse(SOURCE_STYLES.get(event.source, "none")) if paint else Style.null()
-        # Not through the console: it would expand tabs and turn `:x:` into an emoji, and the text is not ours.
-        sys.stdout.write(style.render(event.text))
-        sys.stdout.flush()
-
     if paint and draft is not None and not as_json:
-        notes.print("[green]drafted and accepted[/], [yellow]the target's own[/]")
-    result = api.generate(target, [text], draft=draft, on_token=None if as_json else show, **settings)
+        notes.print(LEGEND)
+    on_token = None if as_json else printer(paint)
+    result = api.generate(target, [text], draft=draft, on_token=on_token, **settings)
     if as_json:
         print(json.dumps(result.to_dict()))
         return
     if not result.texts or not result.texts[0].endswith("\n"):
         print(flush=True)
     notes.print(closing_line(result.stats), style="dim", soft_wrap=True)
+
+
+def printer(paint: bool) -> Callable[[Any], None]:
+    """An `on_token` that writes each token to stdout as it comes, coloured by where it came from if `paint`."""
+    from rich.style import Style
+
+    styles = {source: Style.parse(style) for source, style in SOURCE_STYLES.items()}
+
+    def show(event: Any) -> None:
+        style = styles.get(event.source, Style.null()) if paint else Style.null()
+        # Not through a console: it would expand tabs and turn `:x:` into an emoji, and the text is not ours.
+        sys.stdout.write(style.render(event.text))
+        sys.stdout.flush()
+
+    return show
 
 
 def closing_line(stats: Any) -> str:
