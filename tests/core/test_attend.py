@@ -1,11 +1,12 @@
-"""Three ways to compute attention agree, and with numbers computed by hand."""
+"""The ways to compute attention agree, and with numbers computed by hand."""
 
 import math
 
 import pytest
 import torch
 
-from modicum.core.attend import flex, reference, sdpa, visibility
+from modicum.core import attend as attends
+from modicum.core.attend import blocked, flex, reference, sdpa, visibility
 
 B, L, M, H, G, K = 3, 5, 13, 6, 2, 7
 
@@ -38,6 +39,26 @@ def test_groups_are_contiguous():
     strided = sdpa(q, k.repeat(1, 3, 1, 1), v.repeat(1, 3, 1, 1), None, False, None)
     torch.testing.assert_close(grouped, contiguous)
     assert (grouped - strided).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [None, 0.7])
+def test_blocks_of_queries_agree_with_the_reference(dtype, scale, monkeypatch):
+    monkeypatch.setattr(attends, "LONG_ROW", M)
+    monkeypatch.setattr(attends, "QUERY_BLOCK", 2)
+    q, k, v = inputs(torch.float32)
+    # A row's queries are strided, as they come out of a projection.
+    q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    expected = reference(q.double(), k.double(), v.double(), None, False, scale)
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert (blocked(q, k, v, None, False, scale) - expected).abs().max() < tolerance
+    # What it is not made for goes the usual way, bit for bit.
+    mask = visibility(torch.arange(L).expand(B, L), M, None, dtype)
+    assert torch.equal(blocked(q, k, v, mask, False, scale), sdpa(q, k, v, mask, False, scale))
+    assert torch.equal(
+        blocked(q, k[:, :, 1:], v[:, :, 1:], None, False, scale), sdpa(q, k[:, :, 1:], v[:, :, 1:], None, False, scale)
+    )
 
 
 def test_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from modicum.core.linear import dense_state
+from modicum.core.linear import ACTIVATIONS, Projections, dense_state
 from modicum.errors import UsageError
 from tests.helpers import tiny
 
@@ -23,6 +23,24 @@ def test_packing_changes_nothing_but_the_layout(dtype, tied):
     assert ("head.weight" in state) != tied
     # Packing twice is packing once.
     assert dense_state(packed.for_inference()).keys() == dense_state(packed).keys()
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_activation_within_the_product_is_the_activation(activation, dtype):
+    torch.manual_seed(0)
+    layers = Projections(11, {"one": 7, "two": 5}, bias=True).to(dtype)
+    x = torch.randn(3, 13, 11, dtype=dtype)
+    with torch.no_grad():
+        expected = [ACTIVATIONS[activation](y.double()) for y in layers(x)]
+        plain = layers(x, activation)
+        layers.pack()
+        packed = layers(x, activation)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-6
+    for outputs in (plain, packed):
+        assert all((y - wanted).abs().max() < tolerance for y, wanted in zip(outputs, expected, strict=True))
+    # The two kinds of GELU differ, and so would the results if one were taken for the other.
+    assert (ACTIVATIONS["gelu"](x.float()) - ACTIVATIONS["gelu_tanh"](x.float())).abs().max() > 1e-4
 
 
 def test_a_packed_model_refuses_training():

@@ -1,15 +1,22 @@
-"""What attention computes, softmax(q k^T scale + mask) v, three ways with one signature.
+"""What attention computes, softmax(q k^T scale + mask) v, several ways with one signature.
 
 Grouped queries: G key-value heads serve H query heads, H a multiple of G. Query heads g*H/G ... (g+1)*H/G - 1 share
 key-value head g (2305.13245, figure 2). No implementation here ever writes a repeated copy of the keys or values.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from modicum.core.linear import PackedLinear, can_block
+
+# `blocked` pays from about this many keys on, with about this many queries at a time (benchmarks/vivit.py).
+LONG_ROW = 512
+QUERY_BLOCK = 256
 
 # (q_BHLK, k_BGMK, v_BGMK, mask, causal, scale) -> [B, H, L, K]. `mask` is additive, 0 where a key is seen and -inf where
 # it is not (or any bias), broadcastable to [B, H, L, M]; `causal` is the lower triangle of a square L = M, without a mask.
@@ -43,6 +50,26 @@ def flex(
 
     grouped = k_BGMK.shape[1] != H
     return flex_attention(q_BHLK, k_BGMK, v_BGMK, score_mod=add_mask, scale=scale, enable_gqa=grouped)  # type: ignore[return-value]
+
+
+def blocked(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Long rows on a CPU: oneDNN's products over blocks of queries, with keys and values packed once per head.
+
+    For inference, where every key is seen; anything else, short rows included, goes to `sdpa`.
+    """
+    B, H, L, K = q_BHLK.shape
+    G, M = k_BGMK.shape[1], k_BGMK.shape[2]
+    if mask is not None or causal or M < LONG_ROW or q_BHLK.requires_grad or not can_block(k_BGMK):
+        return sdpa(q_BHLK, k_BGMK, v_BGMK, mask, causal, scale)
+    o_BLHK = q_BHLK.new_empty(B, L, H, K)
+    for b, g in itertools.product(range(B), range(G)):
+        keys, values = PackedLinear(k_BGMK[b, g], None), PackedLinear(v_BGMK[b, g].T, None)
+        for h, start in itertools.product(range(g * H // G, (g + 1) * H // G), range(0, L, QUERY_BLOCK)):
+            q_QK = q_BHLK[b, h, start : start + QUERY_BLOCK] * (1 / math.sqrt(K) if scale is None else scale)
+            o_BLHK[b, start : start + QUERY_BLOCK, h] = values(keys(q_QK).softmax(dim=-1))
+    return o_BLHK.transpose(1, 2)
 
 
 def reference(

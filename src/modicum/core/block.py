@@ -1,21 +1,12 @@
 """Norms, feed-forward layers and the pre-norm transformer block."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modicum.core.attention import Attention, AttentionConfig
-from modicum.core.linear import Linear, Projections
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-}
+from modicum.core.linear import ACTIVATIONS, Linear, Projections
 
 
 def norm(kind: Literal["rms", "layer"], dim: int, eps: float) -> nn.Module:
@@ -28,16 +19,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, activation: str, *, gated: bool, bias: bool) -> None:
         super().__init__()
-        self.gated, self.activation = gated, ACTIVATIONS[activation]
+        self.gated, self.activation = gated, activation
         self.project = Projections(dim, {"gate": hidden, "up": hidden} if gated else {"up": hidden}, bias=bias)
         self.down = Linear(hidden, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
             gate, up = self.project(x)
-            return self.down(self.activation(gate) * up)
-        (up,) = self.project(x)
-        return self.down(self.activation(up))
+            return self.down(ACTIVATIONS[self.activation](gate) * up)
+        return self.down(*self.project(x, self.activation))
 
 
 class StochasticDepth(nn.Module):

@@ -1,12 +1,26 @@
 """How a weight is held: trainable, or packed once for the processor it runs on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modicum.errors import UsageError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+# What oneDNN computes on a product's way to memory: name, arguments, algorithm.
+FUSED: dict[str | None, tuple[str, list[float], str]] = {
+    None: ("none", [], ""),
+    "gelu": ("gelu", [], "none"),
+    "gelu_tanh": ("gelu", [], "tanh"),
+    "relu": ("relu", [], ""),
+}
 
 # oneDNN lays a packed weight out for about this many rows: a verified draft, not a training batch.
 PACKED_ROWS = 5
@@ -46,10 +60,12 @@ class Projections(nn.Module):
         for name, size in sizes.items():
             self.add_module(name, Linear(in_features, size, bias=bias))
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        if self.packed is None:
-            return tuple(layer(x) for layer in self.children())
-        return self.packed(x).split(list(self.sizes.values()), dim=-1)
+    def forward(self, x: Tensor, activation: str | None = None) -> tuple[Tensor, ...]:
+        """`activation`, one of `ACTIVATIONS`, is applied to all outputs; packed, within the product where it can be."""
+        if self.packed is not None:
+            return self.packed(x, activation).split(list(self.sizes.values()), dim=-1)
+        outputs = tuple(layer(x) for layer in self.children())
+        return outputs if activation is None else tuple(map(ACTIVATIONS[activation], outputs))
 
     def pack(self) -> None:
         layers = [layer for layer in self.children() if isinstance(layer, Linear)]
@@ -84,10 +100,11 @@ class PackedLinear:
         if self.blocked:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_ROWS)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.blocked:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
+        if self.blocked and activation in FUSED:
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *FUSED[activation])
+        y = self(x) if self.blocked else F.linear(x, self.weight, self.bias)
+        return y if activation is None else ACTIVATIONS[activation](y)
 
     def dense(self) -> "DenseWeight":
         return DenseWeight(self.weight.to_dense() if self.blocked else self.weight, self.bias)

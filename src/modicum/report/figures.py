@@ -46,7 +46,42 @@ def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> No
         axis.set_xlabel("drafted tokens K")
         axis.grid(alpha=0.3)
     figure.suptitle(title)
+    write_png(figure, path)
+
+
+def frames_sheet(views: Any, title: str, path: Path, *, crops: int = 1, most: int = 8) -> None:
+    """The frames that each view of a video saw, a row per view. Writes a PNG.
+
+    Args:
+        views: uint8 [views, frames, height, width, 3]; the crops of one moment follow each other.
+        most: frames drawn of each view, evenly spread.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    n_views, n_frames, height, width = views.shape[:4]
+    columns = min(most, n_frames)
+    size = (1.5 * columns + 0.6, 1.5 * height / width * n_views + 0.8)
+    figure, axes = pyplot.subplots(n_views, columns, figsize=size, layout="constrained", squeeze=False)
+    for row in range(n_views):
+        for column in range(columns):
+            at = round(column * (n_frames - 1) / max(1, columns - 1))
+            axis = axes[row][column]
+            axis.imshow(views[row, at].numpy())
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(f"frame {at + 1}", fontsize=8)
+        name = f"view {row // crops + 1}" + (f", crop {row % crops + 1}" if crops > 1 else "")
+        axes[row][0].set_ylabel(name, fontsize=8)
+    figure.suptitle(title)
+    write_png(figure, path)
+
+
+def write_png(figure: Any, path: Path) -> None:
+    """Write and close a figure; the file appears whole or not at all."""
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, dpi=120, format="png")
     os.replace(partial, path)
-    pyplot.close(figure)
+    load_pyplot().close(figure)
