@@ -1,11 +1,10 @@
-"""Load, save and generate: the only place where files become a module and prompts become text."""
+"""Load, save, generate, classify: the only place where files become a module, and prompts or videos an answer."""
 
-import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -14,10 +13,19 @@ from modicum.checkpoint.hf import UnknownFamilyError, decoder_config, stock_conf
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
+from modicum.checkpoint.vivit_folder import (
+    MODEL_TYPES,
+    native_tensors,
+    read_vivit_config,
+    stored_labels,
+    vivit_checkpoint,
+)
+from modicum.classification.predict import Protocol, classify_files
+from modicum.config import DecoderConfig, VivitConfig
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
-from modicum.decode.random import stream_key
+from modicum.decode.prompts import encode_prompts, form_batches, limit_of, per_prompt, stream_keys, vocabulary
 from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
@@ -27,20 +35,19 @@ from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.loop import SpeculativeEngine
+from modicum.vivit.load import assemble
+from modicum.vivit.model import Vivit
 
-__all__ = ["TokenEvent", "generate", "load", "read_checkpoint", "save", "write_checkpoint"]
-
-# Rows that are decoded side by side, and the memory that their key-value caches may take together.
-MAX_ROWS = 64
-MAX_CACHE_BYTES = 2 << 30
-
-T = TypeVar("T")
+__all__ = ["TokenEvent", "classify", "generate", "load", "read_checkpoint", "save", "write_checkpoint"]
 
 
 def load(
     path_or_hub_id: str | PathLike[str], device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
 ) -> Any:
-    """A model in evaluation mode, with `.config` and `.tokenizer` (None if its folder has no tokenizer files).
+    """A model in evaluation mode, with `.config`.
+
+    A language model has a `.tokenizer` (None if its folder has no tokenizer files), a video classifier `.labels`, one
+    name per class (None if its config.json has none).
 
     Args:
         path_or_hub_id: a name of a model that ships with modicum, a local folder, or a Hugging Face hub id.
@@ -56,18 +63,37 @@ def load(
     checkpoint = read_checkpoint(folder)
     device = pick_device(device)
     try:
-        config = decoder_config(checkpoint.config)
+        config = read_config(checkpoint.config)
     except UnknownFamilyError as unknown:
         model: Any = load_adapter(Path(folder), device, pick_dtype(dtype, checkpoint), unknown)
     else:
         model = build(checkpoint, config, device, pick_dtype(dtype, checkpoint))
+    if isinstance(model, Vivit):
+        return model
     model.tokenizer = Tokenizer.from_files(checkpoint.files, checkpoint.config)
     model.eos_ids = model.tokenizer.eos_ids if model.tokenizer else stored_eos_ids(checkpoint.files, checkpoint.config)
     return model
 
 
-def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Decoder:
+def read_config(stock: Mapping[str, Any]) -> DecoderConfig | VivitConfig:
+    """What a config.json describes, by its `model_type`."""
+    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else decoder_config(stock)
+
+
+def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """(config, state_dict) -> module. Weights are read one at a time; none is held twice."""
+    model = (build_vivit if isinstance(config, VivitConfig) else build_decoder)(checkpoint, config, device, dtype)
+    model.stock_config, model.files = checkpoint.config, checkpoint.files
+    return model.eval()
+
+
+def build_vivit(checkpoint: Checkpoint, config: VivitConfig, device: torch.device, dtype: torch.dtype) -> Vivit:
+    model = assemble(config, native_tensors(checkpoint, config), device, dtype)
+    model.labels = stored_labels(checkpoint.config, config.num_classes)
+    return model
+
+
+def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
     with torch.device("meta"):
         model = Decoder(config)
     for name, tensor in to_native(checkpoint.state_dict, config):
@@ -79,23 +105,29 @@ def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torc
         model.head.weight = model.embed.weight
     if model.rope is not None:
         model.rope.frequencies = model.rope.frequencies.to(device)
-    model.stock_config, model.files = checkpoint.config, checkpoint.files
-    return model.eval()
+    return model
 
 
 def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None:
     """Write `model` in its family's stock Hugging Face layout; its tokenizer and other files go along.
 
+    A video model that has no stock layout (all but a spacetime ViViT with a class token) gets a folder of our own kind,
+    which `load` reads.
+
     Raises:
         CheckpointError: `path` holds something already and `overwrite` is not set, or cannot be written.
     """
-    if not isinstance(model, Decoder):
+    if not isinstance(model, Decoder | Vivit):
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    config = type(model.config).from_dict({**model.config.to_dict(), "dtype": dtype})
-    stock = stock_config(config, model.stock_config)
-    write_checkpoint(Checkpoint(stock, to_stock(state, config), model.files or {}), Path(path), overwrite=overwrite)
+    config: Any = type(model.config).from_dict({**model.config.to_dict(), "dtype": dtype})
+    if isinstance(model, Vivit):
+        checkpoint = vivit_checkpoint(config, state, model.labels, model.stock_config, model.files)
+    else:
+        stock = stock_config(config, model.stock_config)
+        checkpoint = Checkpoint(stock, to_stock(state, config), model.files or {})
+    write_checkpoint(checkpoint, Path(path), overwrite=overwrite)
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -164,16 +196,20 @@ def generate(
         GenerationError: the model returned NaN.
     """
     began = perf_counter()
+    if isinstance(target, Vivit):
+        raise UsageError("the target is a video classifier and writes no text: give a language model")
     if verification != "token":
         raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
     if logprobs:
         raise UsageError(f"logprobs={logprobs} cannot be returned: leave it at 0")
     ids = encode_prompts(target, prompts)
     drafter = make_drafter(draft, num_draft_tokens)
+    max_rows = None if drafter is None else drafter.max_rows
     if drafter is not None:
         drafter.check(target)
         if not target.ragged:
             target.check_speculation()
+            max_rows = 1
     tokenizer = target.tokenizer
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if any(not text for text in stops):
@@ -206,7 +242,7 @@ def generate(
     rows: list[Row] = []
     by_part: dict[str, float] = {}
     with torch.inference_mode():
-        for group in form_batches(requests, target, drafter):
+        for group in form_batches(requests, target, max_rows):
             batch = Batch(
                 group,
                 vocab_size=vocabulary(target),
@@ -223,41 +259,49 @@ def generate(
     return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part)
 
 
-def encode_prompts(model: Any, prompts: Any) -> list[list[int]]:
-    """Prompts as token ids, each checked: not empty, within the vocabulary."""
-    several = [prompts] if isinstance(prompts, str) else list(prompts)
-    if several and all(isinstance(prompt, int) for prompt in several):
-        raise UsageError("prompts is a flat list of integers: give a list of token lists, such as [[1, 2, 3]]")
-    texts = [prompt for prompt in several if isinstance(prompt, str)]
-    if texts and model.tokenizer is None:
-        raise UsageError(
-            "this model has no tokenizer files: give prompts as lists of token ids, or add a tokenizer.json"
-        )
-    ids = []
-    for index, prompt in enumerate(several):
-        tokens = [int(t) for t in (model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
-        if not tokens or prompt == "":
-            raise UsageError(f"prompt {index} is empty: give at least one token to continue")
-        if not 0 <= min(tokens) <= max(tokens) < model.config.vocab_size:
-            raise UsageError(
-                f"prompt {index} has token ids from {min(tokens)} to {max(tokens)}: "
-                f"this model's vocabulary is 0 to {model.config.vocab_size - 1}"
-            )
-        ids.append(tokens)
-    return ids
+def classify(
+    model: Any,
+    videos: str | Path | Sequence[str | Path],
+    views: tuple[int, int] = (4, 1),
+    top: int = 5,
+    stride: int = 2,
+    fps: float | None = 25.0,
+    short_side: int | None = None,
+) -> Any:
+    """Name what videos show: several views of each, their logits averaged (2103.15691, section 4.1).
+
+    Args:
+        model: a ViViT from `load` or `vivit.build`.
+        videos: a path, of a video file or a folder of images, or several.
+        views: temporal views and spatial crops; one view is the middle one, crops are 1 or 3.
+        top: how many classes to name.
+        stride: frames of the clock from one frame of a view to the next.
+        fps: the clock, so that files of any rate mean the same; None counts a file's own frames.
+        short_side: pixels of the shorter side before cropping; 256 for crops of 224, others in proportion.
+
+    Returns:
+        A list of `Prediction(label, index, score)`, best first; for a model with several heads a dictionary of such lists
+        by head, with the pairs of two heads as "action". For a sequence of videos, a list of these.
+
+    Raises:
+        UsageError: a model that classifies no video, or settings that cannot be honoured.
+        VideoError: a video cannot be read.
+    """
+    protocol = Protocol(views=views, top=top, stride=stride, fps=fps, short_side=short_side)
+    paths = [videos] if isinstance(videos, str | Path) else list(videos)
+    results = []
+    for result in classify_files(check_video_model(model), paths, protocol):
+        if isinstance(result, Exception):
+            raise result
+        results.append(result[0])
+    return results[0] if isinstance(videos, str | Path) else results
 
 
-def limit_of(model: Any, index: int, prompt: list[int], max_new_tokens: int) -> int:
-    """At how many tokens a row ends."""
-    context = model.config.max_seq_len
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-    if len(prompt) >= context:
-        raise UsageError(
-            f"prompt {index} has {len(prompt)} tokens and the model's context is {context}: "
-            f"shorten it to at most {context - 1}, so that one can follow"
-        )
-    return min(len(prompt) + max_new_tokens, context)
+def check_video_model(model: Any) -> Vivit:
+    """The model, refused if it is none that classifies videos."""
+    if not isinstance(model, Vivit):
+        raise UsageError(f"{type(model).__name__} is not a video classifier: give a ViViT")
+    return model
 
 
 def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
@@ -277,49 +321,3 @@ def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
         return draft
     draft.for_inference()
     return ModelDrafter(draft)
-
-
-def per_prompt(name: str, value: T | Sequence[T], n_prompts: int) -> list[T]:
-    """One value for all, or one per prompt, as a list."""
-    if not isinstance(value, list | tuple):
-        return [value] * n_prompts  # type: ignore[list-item]
-    if len(value) != n_prompts:
-        raise UsageError(f"{name} has {len(value)} values for {n_prompts} prompts: give one, or one per prompt")
-    return list(value)
-
-
-def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: int) -> list[int]:
-    """The key of each prompt's random stream; without a seed, of streams that nobody can repeat."""
-    if isinstance(seed, list | tuple):
-        own: list[Any] = per_prompt("seed", list(seed), n_prompts)
-        return [stream_key(*value) if isinstance(value, tuple) else stream_key(value, 0) for value in own]
-    base: Any = secrets.randbits(63) if seed is None else seed
-    return [stream_key(base, index) for index in range(n_prompts)]
-
-
-def vocabulary(target: Any) -> int:
-    """How many token ids may be drawn: rows of the logits beyond the tokenizer are padding."""
-    size = target.config.vocab_size
-    return size if target.tokenizer is None else min(size, len(target.tokenizer))
-
-
-def form_batches(requests: list[Request], target: Any, drafter: Drafter | None) -> list[list[Request]]:
-    """Rows of similar length together, as many as fit. What a row becomes does not depend on it."""
-    most = MAX_ROWS
-    if drafter is not None:
-        most = min(most, drafter.max_rows or most, most if target.ragged else 1)
-    batches: list[list[Request]] = []
-    for request in sorted(requests, key=lambda r: (r.max_total, len(r.prompt)), reverse=True):
-        if batches and fits(request, batches[-1], most, target):
-            batches[-1].append(request)
-        else:
-            batches.append([request])
-    return batches
-
-
-def fits(request: Request, batch: list[Request], most: int, target: Any) -> bool:
-    """Whether one more row may join a batch, whose first row is its longest."""
-    if not target.ragged and len(request.prompt) != len(batch[0].prompt):
-        return False
-    n_bytes = (len(batch) + 1) * batch[0].max_total * target.cache_bytes_per_token
-    return len(batch) < most and n_bytes <= MAX_CACHE_BYTES

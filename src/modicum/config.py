@@ -180,7 +180,15 @@ class VivitConfig(Config):
         for name in sizes:
             if getattr(self, name) < 1:
                 raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
+        if min(self.tubelet_size) < 1 or min(self.image_size) < 1:
+            raise UsageError(f"tubelets of {self.tubelet_size} in frames of {self.image_size}: sizes start at 1")
         check_groups(self.n_heads, self.n_kv_heads)
+        temporal = self.temporal_heads or self.n_heads
+        if self.n_heads * self.head_dim % temporal or temporal * self.n_kv_heads % self.n_heads:
+            raise UsageError(
+                f"`temporal_heads` is {temporal}: the width of {self.n_heads * self.head_dim} must split into that many "
+                f"heads, in groups of {self.n_heads // self.n_kv_heads}; leave it out for {self.n_heads}"
+            )
         factorized = self.variant == "factorized_encoder"
         if self.temporal_layers < 0 or (self.temporal_layers and not factorized):
             raise UsageError(

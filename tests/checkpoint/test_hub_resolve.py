@@ -107,5 +107,15 @@ def test_what_the_hub_refuses_is_one_sentence(error: Exception, said: str, monke
 def test_a_repository_with_pickles_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["OPTForCausalLM"]}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda hub_id: None)
     with pytest.raises(CheckpointError, match=r"no safetensors weights.*t.OPTForCausalLM.from_pretrained.*owner/name"):
+        resolve("owner/name")
+
+
+def test_offline_with_nothing_but_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `inspect` leaves behind is no sign of a repository without safetensors."""
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "model_info", raising(errors.OfflineModeIsEnabled("offline mode is on")))
+    with pytest.raises(CheckpointError, match="cannot be fetched.*offline mode is on"):
         resolve("owner/name")

@@ -48,7 +48,7 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     _derive_sizes(config, values)
     values |= {
         "windows": _windows(config, family, values["n_layers"]),
-        "dtype": _dtype(config),
+        "dtype": stored_dtype(config),
         "rope": family.rope
         and read_rope(
             config,
@@ -132,7 +132,7 @@ def _layer_types(config: Mapping[str, Any], n_layers: int) -> list[str] | None:
     return [_LAYER_TYPES[kind] for kind in given]
 
 
-def _dtype(config: Mapping[str, Any]) -> str:
+def stored_dtype(config: Mapping[str, Any]) -> str:
     key = "dtype" if config.get("dtype") is not None else "torch_dtype"
     value = config.get(key)
     if value is None:

@@ -228,7 +228,7 @@ def to_native(state_dict: Mapping[str, Tensor], cfg: DecoderConfig) -> Iterator[
         if cfg.tie_embeddings
         else None
     )
-    _check_names(found, slots, f"the checkpoint, for the {cfg.family} model that its config.json describes,")
+    check_names(found, slots, f"the checkpoint, for the {cfg.family} model that its config.json describes,")
     if tied_head is not None:
         embed = next(slot.stock for slot in slots.values() if "embed.weight" in slot.native)
         if not torch.equal(state_dict[tied_head], state_dict[found[embed]]):
@@ -244,7 +244,7 @@ def _split_all(
 ) -> Iterator[tuple[str, Tensor]]:
     for slot in slots.values():
         tensor = state_dict[found[slot.stock]]
-        _check_shape(found[slot.stock], tensor, slot.shape)
+        check_shape(found[slot.stock], tensor, slot.shape)
         parts = slot.layout.split(tensor, [shape[0] for shape in slot.native.values()], cfg)
         del tensor  # not held while the caller works on what it gave
         for name in slot.native:
@@ -256,13 +256,13 @@ class StockTensors(Mapping[str, Tensor]):
 
     def __init__(self, native: Mapping[str, Tensor], cfg: DecoderConfig) -> None:
         self._native, self._cfg, self._slots = native, cfg, _slots(cfg)
-        _check_names(native, native_shapes(cfg), f"the model, for its {cfg.family} configuration,")
+        check_names(native, native_shapes(cfg), f"the model, for its {cfg.family} configuration,")
 
     def __getitem__(self, name: str) -> Tensor:
         slot = self._slots[name]
         parts = [self._native[ours] for ours in slot.native]
         for part, (ours, shape) in zip(parts, slot.native.items(), strict=True):
-            _check_shape(ours, part, shape)
+            check_shape(ours, part, shape)
         return slot.layout.join(parts, self._cfg).contiguous()
 
     def __iter__(self) -> Iterator[str]:
@@ -281,7 +281,7 @@ def to_stock(native: Mapping[str, Tensor], cfg: DecoderConfig) -> Mapping[str, T
     return StockTensors(native, cfg)
 
 
-def _check_names(given: Mapping[str, object], required: Mapping[str, object], whose: str) -> None:
+def check_names(given: Mapping[str, object], required: Mapping[str, object], whose: str) -> None:
     for names, trouble in (
         ([name for name in required if name not in given], "lacks"),
         ([name for name in given if name not in required], "has a surplus"),
@@ -293,7 +293,7 @@ def _check_names(given: Mapping[str, object], required: Mapping[str, object], wh
             )
 
 
-def _check_shape(name: str, tensor: Tensor, required: Shape) -> None:
+def check_shape(name: str, tensor: Tensor, required: Shape) -> None:
     if tuple(tensor.shape) != required:
         raise CheckpointError(
             f"`{name}` has shape {list(tensor.shape)} and the configuration requires {list(required)}: "

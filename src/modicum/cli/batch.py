@@ -130,13 +130,14 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
     from rich.progress import Progress
 
     from modicum import api
+    from modicum.decode.prompts import encode_prompts, limit_of
 
     if job.open_lines:
         target, draft = load()
         # Every prompt is checked before the first is run, or a long job would be refused near its end.
-        prompts = api.encode_prompts(target, [line.get("prompt", line.get("tokens")) for line in job.lines])
+        prompts = encode_prompts(target, [line.get("prompt", line.get("tokens")) for line in job.lines])
         for number, ids in enumerate(prompts):
-            api.limit_of(target, number, ids, settings["max_new_tokens"])
+            limit_of(target, number, ids, settings["max_new_tokens"])
         base = secrets.randbits(63) if seed is None else seed
         with Progress(console=Console(stderr=True)) as bar, job.begin() as file:
             task = bar.add_task("prompts", total=len(job.lines), completed=len(job.done))

@@ -1,24 +1,94 @@
-"""`modicum inspect`: what a checkpoint is, from its config and the headers of its files alone."""
+"""`modicum inspect`: what a model is and costs, from its name, or its config and the headers of its files alone."""
 
 import json
+from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
-from modicum.cli import common
+import typer
+
+from modicum.cli import common, inspect_vivit
+from modicum.errors import UsageError
 
 EXAMPLES = """Examples:
 
 modicum inspect modicum-code-target
 
-modicum inspect ./model --json"""
+modicum inspect ./model --json
+
+modicum inspect vivit-b/16x2
+
+modicum inspect vivit-l/16x2 --variant factorized_encoder --temporal-layers 24 --frames 128 --views 1x3"""
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a model that ships with modicum, a ViViT's name such as vivit-b/16x2, a local folder, or a Hugging "
+        "Face hub id."
+    ),
+]
 
 
-def inspect(model: common.Target, as_json: common.Json = False) -> None:
-    """Family, sizes, parameters, and what the key-value cache costs at each number of key-value heads."""
-    facts = gather(model)
+def inspect(
+    model: Model,
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a named ViViT: spacetime, factorized_encoder, factorized_self_attention or factorized_dot_product; "
+            "all four without it."
+        ),
+    ] = None,
+    temporal_layers: Annotated[int | None, typer.Option(help="Of a factorized encoder; 0 averages over time.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of one view.")] = None,
+    size: Annotated[str | None, typer.Option(help="Pixels of one view: a side, or height x width, as 224x320.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Classes to tell apart.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="token, gap, gmp or gsp.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Key-value heads, for grouped queries in the encoder.")] = None,
+    sampled_frames: Annotated[int | None, typer.Option(help="Frames kept by uniform frame sampling.")] = None,
+    attention_order: Annotated[
+        str | None, typer.Option(help="Of factorized_self_attention: space_time or time_space.")
+    ] = None,
+    views: Annotated[str | None, typer.Option(help="Temporal views x crops of a video; 4x3 if not given.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Also run the ViViT on this machine, warmed up, in float32.")
+    ] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Sizes and costs: a text model's key-value cache at each number of key-value heads, a ViViT's multiply-adds."""
+    given = {
+        "variant": variant,
+        "temporal_layers": temporal_layers,
+        "num_frames": frames,
+        "image_size": None if size is None else inspect_vivit.parse_pair("--size", size, "height x width", square=True),
+        "num_classes": classes,
+        "pooling": pooling,
+        "n_kv_heads": kv_heads,
+        "sampled_frames": sampled_frames,
+        "attention_order": attention_order,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    shown = inspect_vivit.parse_pair("--views", views or "4x3", "temporal views x crops")
+    if inspect_vivit.is_name(model):
+        facts = inspect_vivit.gather_named(model, settings, shown, measure=measure)
+    else:
+        if settings:
+            raise UsageError(
+                f"{model} is a checkpoint and its configuration is its own: leave out everything but --views, --measure "
+                "and --json, or give a ViViT's name such as vivit-b/16x2"
+            )
+        facts = gather(model, shown, measure=measure)
+    if "gflops" not in facts and (views or measure):
+        raise UsageError(f"{model} is a text model: leave out --views and --measure, which are for videos")
     if as_json:
         print(json.dumps(facts))
-        return
+    elif "gflops" in facts:
+        inspect_vivit.show(facts)
+    else:
+        show(facts)
+
+
+def show(facts: dict[str, Any]) -> None:
+    """A text model's facts, and a row per number of key-value heads."""
     from rich.console import Console
     from rich.table import Table
 
@@ -39,23 +109,34 @@ def inspect(model: common.Target, as_json: common.Json = False) -> None:
             style="bold" if row["kv_heads"] == facts["kv_heads"] else None,
         )
     console.print(table)
+    for limited in facts["windows"]:
+        console.print(
+            f"The cache holds the full context in every layer, of which {limited['layers']} of {facts['layers']} see only "
+            f"the last {limited['window']:,} tokens."
+        )
 
 
-def gather(model: str) -> dict[str, Any]:
-    """The facts, without reading a weight."""
-    from modicum import resources
-    from modicum.checkpoint.hf import decoder_config
-    from modicum.checkpoint.hub import resolve
-    from modicum.checkpoint.io import read_checkpoint
+def gather(model: str, views: tuple[int, int], *, measure: bool) -> dict[str, Any]:
+    """The facts of a checkpoint, without reading a weight."""
+    from modicum import api, resources
+    from modicum.checkpoint.hub import outline
+    from modicum.config import VivitConfig
 
-    folder = resources.model_presets().get(model) or resolve(model)
-    checkpoint = read_checkpoint(folder)
-    config = decoder_config(checkpoint.config)
-    # Masks that older files store beside the weights are integers; they are not what the model computes in.
-    dtype = next(t.dtype for t in checkpoint.state_dict.values() if t.is_floating_point())
+    found = outline(resources.model_presets().get(model) or model)
+    config = api.read_config(found.config)
+    if isinstance(config, VivitConfig):
+        stored = {"dtype": found.dtype, "file_bytes": found.file_bytes}
+        return {**inspect_vivit.gather(model, config, views, measure=measure), **stored}
+    return {**gather_text(config, found.dtype), "file_bytes": found.file_bytes}
+
+
+def gather_text(config: Any, dtype: str) -> dict[str, Any]:
+    """The facts of a decoder whose weights and cache are of `dtype`."""
+    import torch
+
     groups = []
     for kv_heads in [g for g in range(config.n_kv_heads, 0, -1) if config.n_kv_heads % g == 0]:
-        per_token = 2 * config.n_layers * kv_heads * config.head_dim * dtype.itemsize
+        per_token = 2 * config.n_layers * kv_heads * config.head_dim * getattr(torch, dtype).itemsize
         fewer = config.n_kv_heads - kv_heads
         groups.append(
             {
@@ -66,6 +147,8 @@ def gather(model: str) -> dict[str, Any]:
                 "parameters": count_parameters(replace(config, n_kv_heads=kv_heads)),
             }
         )
+    # A window as long as the context limits nothing.
+    windows = Counter(window for window in config.windows if window is not None and window < config.max_seq_len)
     return {
         "family": config.family,
         "parameters": groups[0]["parameters"],
@@ -76,10 +159,10 @@ def gather(model: str) -> dict[str, Any]:
         "head_dim": config.head_dim,
         "context": config.max_seq_len,
         "vocabulary": config.vocab_size,
-        "dtype": str(dtype).removeprefix("torch."),
-        "file_bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "dtype": dtype,
         "kv_bytes_per_token": groups[0]["kv_bytes_per_token"],
         "groups": groups,
+        "windows": [{"window": window, "layers": layers} for window, layers in sorted(windows.items())],
     }
 
 

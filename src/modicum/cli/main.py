@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modicum import __version__
-from modicum.cli import compare, demo, generate, inspect, train
+from modicum.cli import classify, compare, convert_video, demo, generate, inspect, train
 from modicum.errors import ModicumError
 
 INTERRUPTED = 130
@@ -44,6 +44,8 @@ app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=train.EXAMPLES)(train.train)
+app.command(epilog=classify.EXAMPLES)(classify.classify)
+app.command(epilog=convert_video.EXAMPLES)(convert_video.convert_video)
 app.command()(demo.demo)
 
 

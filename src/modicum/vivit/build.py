@@ -14,7 +14,7 @@ from modicum.vivit.tubelets import TubeletEmbedding
 
 # Depth, width and heads (2103.15691, section 4.1, after 2010.11929); the feed-forward is four times as wide.
 SIZES = {"s": (12, 384, 6), "b": (12, 768, 12), "l": (24, 1024, 16), "h": (32, 1280, 16)}
-_NAME = re.compile(r"vivit-([a-z]+)/(\d+)x(\d+)", re.IGNORECASE)
+NAME = re.compile(r"vivit-([a-z]+)/([1-9]\d*)x([1-9]\d*)", re.IGNORECASE)
 
 
 def named_config(
@@ -36,7 +36,7 @@ def named_config(
     Raises:
         UsageError: a name or setting that does not exist, or a combination that cannot be built.
     """
-    match = _NAME.fullmatch(name)
+    match = NAME.fullmatch(name)
     if not match or match[1].lower() not in SIZES:
         raise UsageError(
             f"`{name}` is not a ViViT's name: give a size, the patch's side and the tubelet's frames as in "
@@ -107,7 +107,8 @@ def initialise(model: Vivit, seed: int | None = None) -> None:
             fan = module.in_features + module.out_features
             bound = math.sqrt(6 / fan)
             module.weight.uniform_(-bound, bound, generator=generator)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, Encoder):
             module.positions.normal_(0, 0.02, generator=generator)
     for module in model.modules():

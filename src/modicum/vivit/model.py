@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.config import VivitConfig
+from modicum.core.attend import blocked
 from modicum.core.attention import Attention, AttentionConfig
 from modicum.core.block import Block, norm
 from modicum.core.linear import Linear, dense_state, pack, refuse_training
@@ -64,6 +65,7 @@ class Vivit(nn.Module):
 
     stock_config: dict[str, Any] | None = None  # config.json as it was read, carried through to `save`
     files: dict[str, bytes] | None = None
+    labels: list[str] | None = None  # one name per class, in the order of the logits
     tokenizer = None
 
     def __init__(self, config: VivitConfig) -> None:
@@ -102,7 +104,7 @@ class Vivit(nn.Module):
             pixel_values: the same as [B, frames, 3, height, width], the order of `transformers`.
 
         Raises:
-            UsageError: a video of another shape.
+            UsageError: a video of another shape, or of integers other than uint8.
         """
         if pixel_values is not None:
             video = pixel_values.movedim(2, -1)
@@ -165,9 +167,16 @@ class Vivit(nn.Module):
         """The temporal half: the vectors that `encode_frames` gave for one clip, [B, T, D] -> logits.
 
         Raises:
-            UsageError: another variant.
+            UsageError: another variant, or vectors of another number than the temporal encoder has positions for.
         """
         self._require_factorized_encoder()
+        T, D = self.config.grid[0], self.config.dim
+        # Without a class token, a single vector would be taken for all of them.
+        if self.temporal is not None and frames_BTD.shape[1:] != (T, D):
+            raise UsageError(
+                f"the frame vectors are {list(frames_BTD.shape)} and this model reads [B, {T}, {D}]: give those of "
+                f"{self.config.kept_frames} frames"
+            )
         return self._logits(self._encode_clip(frames_BTD))
 
     def _require_factorized_encoder(self) -> None:
@@ -185,6 +194,10 @@ class Vivit(nn.Module):
             raise UsageError(
                 f"the video is {list(video.shape)} and this model reads [B, {', '.join(map(str, expected))}]: sample and "
                 "crop it so, or fit the model's positions to it with `modicum.vivit.resize`"
+            )
+        if not video.is_floating_point() and video.dtype != torch.uint8:
+            raise UsageError(
+                f"the video is {video.dtype} and this model reads uint8, or floats in [-1, 1]: convert it to one of them"
             )
 
     def _blocks(
@@ -253,6 +266,9 @@ class Vivit(nn.Module):
     def for_inference(self) -> "Vivit":
         """Pack the weights in place for the device they are on; evaluation mode from here on. Returns the model."""
         pack(self)
+        for module in self.modules():
+            if isinstance(module, Attention) and not isinstance(module.attend, FactorizedDotProduct):
+                module.attend = blocked
         return self.eval()
 
     def dense_state(self) -> dict[str, Tensor]:

@@ -1,0 +1,149 @@
+"""From videos to labels: views read and cropped, logits averaged, the best classes named."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.classification.views import crops_of, temporal_views
+from modicum.errors import ModicumError, UsageError
+from modicum.video.read import Video
+
+ACTION = "action"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class and its probability. `index` is a pair for an action, a combination of two heads' classes."""
+
+    label: str
+    index: int | tuple[int, ...]
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+# The best classes of one video, best first; of a model with several heads, by head.
+Predictions = list[Prediction] | dict[str, list[Prediction]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a video is looked at. `views` are (temporal, spatial); `stride` counts frames of an `fps` clock."""
+
+    views: tuple[int, int] = (4, 1)
+    stride: int = 2
+    fps: float | None = 25.0
+    short_side: int | None = None
+    top: int = 5
+    batch: int = 4  # clips per call of the model
+
+    def __post_init__(self) -> None:
+        for name, value in (("views", min(self.views)), ("stride", self.stride), ("top", self.top)):
+            if value < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
+        if self.views[1] not in (1, 3):
+            raise UsageError(f"{self.views[1]} spatial crops were asked for: choose 1 or 3, as in 4x3")
+
+
+def read_views(path: str | Path, config: Any, protocol: Protocol) -> Tensor:
+    """All views of a video file: uint8 [views, frames, height, width, 3], crops of one moment side by side.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    with Video(path, fps=protocol.fps) as video:
+        moments = temporal_views(video.n_frames, config.num_frames, protocol.stride, protocol.views[0])
+        wanted = sorted({index for moment in moments for index in moment})
+        frames = video.frames(wanted)
+        place = {index: at for at, index in enumerate(wanted)}
+    picked = (frames[[place[index] for index in moment]] for moment in moments)
+    views = (crops_of(clip, config.image_size, protocol.short_side, protocol.views[1]) for clip in picked)
+    return torch.stack([crop for crops in views for crop in crops])
+
+
+@torch.inference_mode()
+def logits_of(model: Any, views: Tensor, batch: int) -> dict[str, Tensor]:
+    """Mean logits over views, [classes] by head; a single head's name is empty."""
+    total: dict[str, Tensor] = {}
+    for part in views.split(batch):
+        for name, logits_BV in by_head(model(part.to(model.device))).items():
+            summed = logits_BV.double().sum(0)
+            total[name] = total[name] + summed if name in total else summed
+    return {name: logits_V / len(views) for name, logits_V in total.items()}
+
+
+def by_head(out: Any) -> dict[str, Tensor]:
+    """What a model returned, by head; a single head's name is empty."""
+    return out if isinstance(out, dict) else {"": out}
+
+
+def best(logits: dict[str, Tensor], labels: Sequence[str] | None, top: int) -> Predictions:
+    """The `top` classes of each head. Two heads give actions too: the pairs by the product of their probabilities."""
+    probs = {name: logits_V.softmax(-1).cpu() for name, logits_V in logits.items()}
+    if len(probs) == 1:
+        return _named(next(iter(probs.values())), labels, top)
+    start, results = 0, {}
+    for name, probs_V in probs.items():
+        own = None if labels is None else labels[start : start + len(probs_V)]
+        results[name] = _named(probs_V, own, top)
+        start += len(probs_V)
+    if len(probs) == 2:
+        results[ACTION] = _actions(probs, labels, top)
+    return results
+
+
+def _named(probs_V: Tensor, labels: Sequence[str] | None, top: int) -> list[Prediction]:
+    scores, indices = probs_V.topk(min(top, len(probs_V)))
+    return [
+        Prediction(str(index) if labels is None else labels[index], index, score)
+        for index, score in zip(indices.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def _actions(probs: dict[str, Tensor], labels: Sequence[str] | None, top: int) -> list[Prediction]:
+    first, second = probs.values()
+    joint = torch.outer(first, second)
+    scores, places = joint.flatten().topk(min(top, joint.numel()))
+    names = [str(i) for p in (first, second) for i in range(len(p))] if labels is None else labels
+    pairs = [divmod(place, len(second)) for place in places.tolist()]
+    return [
+        Prediction(f"{names[a]} {names[len(first) + b]}", (a, b), score)
+        for (a, b), score in zip(pairs, scores.tolist(), strict=True)
+    ]
+
+
+def classify_files(
+    model: Any, paths: Iterable[str | Path], protocol: Protocol
+) -> Iterator[tuple[Predictions, Tensor] | ModicumError]:
+    """Per file its predictions and the views they rest on, or why it could not be read; the others go on.
+
+    The next file is decoded while the model looks at this one.
+    """
+    model.for_inference()
+
+    def views(path: str | Path) -> Tensor:
+        return read_views(path, model.config, protocol)
+
+    with ThreadPoolExecutor(max_workers=1) as decoder:
+        ahead: Future[Tensor] | None = None
+        for path in paths:
+            coming = decoder.submit(views, path)
+            if ahead is not None:
+                yield _predicted(model, ahead, protocol)
+            ahead = coming
+        if ahead is not None:
+            yield _predicted(model, ahead, protocol)
+
+
+def _predicted(model: Any, views: Future[Tensor], protocol: Protocol) -> tuple[Predictions, Tensor] | ModicumError:
+    try:
+        clips = views.result()
+    except ModicumError as error:
+        return error
+    return best(logits_of(model, clips, protocol.batch), model.labels, protocol.top), clips

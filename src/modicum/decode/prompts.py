@@ -1,0 +1,96 @@
+"""What a caller asks for, checked and spread over prompts, and the batches it is done in."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from modicum.decode.batch import Request
+from modicum.decode.random import stream_key
+from modicum.errors import UsageError
+
+# Rows that are decoded side by side, and the memory that their key-value caches may take together.
+MAX_ROWS = 64
+MAX_CACHE_BYTES = 2 << 30
+
+T = TypeVar("T")
+
+
+def encode_prompts(model: Any, prompts: Any) -> list[list[int]]:
+    """Prompts as token ids, each checked: not empty, within the vocabulary."""
+    several = [prompts] if isinstance(prompts, str) else list(prompts)
+    if several and all(isinstance(prompt, int) for prompt in several):
+        raise UsageError("prompts is a flat list of integers: give a list of token lists, such as [[1, 2, 3]]")
+    texts = [prompt for prompt in several if isinstance(prompt, str)]
+    if texts and model.tokenizer is None:
+        raise UsageError(
+            "this model has no tokenizer files: give prompts as lists of token ids, or add a tokenizer.json"
+        )
+    ids = []
+    for index, prompt in enumerate(several):
+        tokens = [int(t) for t in (model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)]
+        if not tokens or prompt == "":
+            raise UsageError(f"prompt {index} is empty: give at least one token to continue")
+        if not 0 <= min(tokens) <= max(tokens) < model.config.vocab_size:
+            raise UsageError(
+                f"prompt {index} has token ids from {min(tokens)} to {max(tokens)}: "
+                f"this model's vocabulary is 0 to {model.config.vocab_size - 1}"
+            )
+        ids.append(tokens)
+    return ids
+
+
+def limit_of(model: Any, index: int, prompt: list[int], max_new_tokens: int) -> int:
+    """At how many tokens a row ends."""
+    context = model.config.max_seq_len
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+    if len(prompt) >= context:
+        raise UsageError(
+            f"prompt {index} has {len(prompt)} tokens and the model's context is {context}: "
+            f"shorten it to at most {context - 1}, so that one can follow"
+        )
+    return min(len(prompt) + max_new_tokens, context)
+
+
+def per_prompt(name: str, value: T | Sequence[T], n_prompts: int) -> list[T]:
+    """One value for all, or one per prompt, as a list."""
+    if not isinstance(value, list | tuple):
+        return [value] * n_prompts  # type: ignore[list-item]
+    if len(value) != n_prompts:
+        raise UsageError(f"{name} has {len(value)} values for {n_prompts} prompts: give one, or one per prompt")
+    return list(value)
+
+
+def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: int) -> list[int]:
+    """The key of each prompt's random stream; without a seed, of streams that nobody can repeat."""
+    if isinstance(seed, list | tuple):
+        own: list[Any] = per_prompt("seed", list(seed), n_prompts)
+        return [stream_key(*value) if isinstance(value, tuple) else stream_key(value, 0) for value in own]
+    base: Any = secrets.randbits(63) if seed is None else seed
+    return [stream_key(base, index) for index in range(n_prompts)]
+
+
+def vocabulary(target: Any) -> int:
+    """How many token ids may be drawn: rows of the logits beyond the tokenizer are padding."""
+    size = target.config.vocab_size
+    return size if target.tokenizer is None else min(size, len(target.tokenizer))
+
+
+def form_batches(requests: list[Request], target: Any, max_rows: int | None) -> list[list[Request]]:
+    """Rows of similar length together, as many as fit, at most `max_rows`. What a row becomes does not depend on it."""
+    most = min(MAX_ROWS, max_rows or MAX_ROWS)
+    batches: list[list[Request]] = []
+    for request in sorted(requests, key=lambda r: (r.max_total, len(r.prompt)), reverse=True):
+        if batches and fits(request, batches[-1], most, target):
+            batches[-1].append(request)
+        else:
+            batches.append([request])
+    return batches
+
+
+def fits(request: Request, batch: list[Request], most: int, target: Any) -> bool:
+    """Whether one more row may join a batch, whose first row is its longest."""
+    if not target.ragged and len(request.prompt) != len(batch[0].prompt):
+        return False
+    n_bytes = (len(batch) + 1) * batch[0].max_total * target.cache_bytes_per_token
+    return len(batch) < most and n_bytes <= MAX_CACHE_BYTES
