@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import modicum
-from modicum.cli import convert_video, main
+from modicum.cli import common, main
 from modicum.errors import UsageError
 from tests.helpers import tiny
 from tests.vivit.scenic_files import equal_weights, nested, scenic_parameters, write_flax
@@ -91,8 +91,8 @@ def test_force(tmp_path, convert):
     ("options", "code", "sentence"),
     [
         ((), 2, "63 tokens and 32 frames of 224x224 in tubelets of 3x5x7 make 14080: give its num_frames"),
-        ((*SIZES, "--size", "36x"), 2, "--size 36x is no size: give a side, or HEIGHTxWIDTH as in 224x288"),
-        ((*SIZES, "--size", "1x2x3"), 2, "--size 1x2x3 is no size"),
+        ((*SIZES, "--size", "36x"), 2, "--size 36x is not a size: give a side, or HEIGHTxWIDTH as in 224x288"),
+        ((*SIZES, "--size", "1x2x3"), 2, "--size 1x2x3 is not a size"),
         ((*SIZES, "--heads", "noun,verb=4"), 2, "--heads noun,verb=4 is no list of outputs"),
         ((*SIZES, "--heads", "a=9,a=4"), 2, "give different names with sizes, as in noun=300,verb=97"),
         ((*SIZES, "--heads", "noun=0,verb=13"), 2, "is no list of outputs"),
@@ -140,7 +140,7 @@ def test_weights_for_flax_beside_safetensors(tmp_path, convert):
 
 
 def test_sizes():
-    assert convert_video.parse_size("224") == (224, 224)
-    assert convert_video.parse_size("36X22") == (36, 22)
-    with pytest.raises(UsageError, match="is no size"):
-        convert_video.parse_size("-3")
+    assert common.parse_size("224") == (224, 224)
+    assert common.parse_size("36X22") == (36, 22)
+    with pytest.raises(UsageError, match="is not a size"):
+        common.parse_size("-3")

@@ -156,7 +156,7 @@ def test_a_folder(facts, run, tmp_path, changes):
         (["vivit-b/16x2", "--variant", "spacetime", "--temporal-layers", "4"], "only a factorized_encoder"),
         (["vivit-b/16x2", "--kv-heads", "5"], "5 key-value heads do not divide 12 query heads"),
         (["vivit-b/16x2", "--frames", "1"], "hold no tubelet"),
-        (["vivit-b/16x2", "--size", "224x"], "--size 224x is not height x width"),
+        (["vivit-b/16x2", "--size", "224x"], "--size 224x is not a size: give a side"),
         (["vivit-b/16x2", "--views", "0x3"], "--views 0x3 is not temporal views x crops"),
         (["modicum-code-target", "--variant", "spacetime"], "modicum-code-target is a checkpoint"),
         (["modicum-code-target", "--views", "4x3"], "modicum-code-target is a text model: leave out --views"),

@@ -18,6 +18,9 @@ from modicum.video.read import Video, read_clip, stream_frames
 from tests.video.clips import HEIGHT, WIDTH, change_packets, number_of, numbers_of, picture, write_image, write_video
 
 NTSC = Fraction(30000, 1001)
+needs_rotation = pytest.mark.skipif(
+    not hasattr(av.video.stream.VideoStream, "set_display_matrix"), reason="this PyAV reads rotations, but writes none"
+)
 
 
 def nearest_numbers(fps, n_frames, n_ticks, clock=25):
@@ -142,6 +145,35 @@ def test_frames_cut_off_by_an_edit_list_do_not_exist(tmp_path, movie_starts):
         assert numbers_of(video.frames([3, 0])) == [movie_starts + 3, movie_starts]
 
 
+def test_an_edit_list_that_ends_early(tmp_path):
+    content = bytearray(write_video(tmp_path / "clip.mp4", 30, gop=8).read_bytes())
+    entry = content.index(b"elst") + 12  # type, version and flags, number of entries; then the length in 1/1000 s
+    assert int.from_bytes(content[entry : entry + 4], "big") == 1200
+    content[entry : entry + 4] = (800).to_bytes(4, "big")
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with Video(tmp_path / "clip.mp4", fps=None) as video:
+        assert numbers_of(video.frames(range(video.n_frames))) == list(range(20))
+        assert video.info.seconds == 0.8
+    with Video(tmp_path / "clip.mp4") as video:
+        assert video.n_frames == 20
+    assert [number_of(frame) for _, frame in stream_frames(tmp_path / "clip.mp4")] == list(range(20))
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_recording_that_starts_between_key_frames_starts_at_the_next(tmp_path, b_frames):
+    path = write_video(tmp_path / "clip.ts", 60, gop=10, b_frames=b_frames, options={"sc_threshold": "0"})
+    content, packet = path.read_bytes(), 188
+    start = len(content) // 3 // packet * packet
+    path.write_bytes(content[: 3 * packet] + content[start:])  # the tables stay
+    with Video(path, fps=None) as video:
+        numbers = numbers_of(video.frames(range(video.n_frames)))
+        assert 10 <= numbers[0] <= 30
+        assert numbers == list(range(numbers[0], 60))
+        assert number_of(video.frames([5])[0]) == numbers[5]
+        assert video.seconds_of(0) == 0
+    assert [number_of(frame) for _, frame in stream_frames(path, fps=None)] == numbers
+
+
 def hide(path, numbers):
     """Clear the bit `show_frame` of these packets: they are decoded, referred to, and never shown (RFC 6386, 9.1)."""
     return change_packets(path, numbers, lambda packet: bytes([packet[0] & ~0x10]) + packet[1:])
@@ -177,6 +209,7 @@ def four_greys():
     return np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((24, 32), np.uint8))[..., None].repeat(3, axis=2)
 
 
+@needs_rotation
 @pytest.mark.parametrize("rotation", TURNS)
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_rotation(tmp_path, rotation, suffix):
@@ -195,6 +228,7 @@ def test_rotation(tmp_path, rotation, suffix):
 ONE = 1 << 16
 
 
+@needs_rotation
 @pytest.mark.parametrize(
     ("a", "b", "c", "d", "corners"),
     [
@@ -237,8 +271,14 @@ def test_indices_in_any_form(tmp_path):
 def test_a_single_frame_is_a_video(tmp_path):
     with Video(write_video(tmp_path / "clip.mp4", [17])) as video:
         assert (video.n_frames, number_of(video.frames([0])[0])) == (1, 17)
-    with Video(write_image(tmp_path / "a 1:2 %d.png", picture(18))) as video:
+    with Video(write_image(tmp_path / "a 1:2.png", picture(18))) as video:
         assert (video.n_frames, number_of(video.frames([0])[0])) == (1, 18)
+
+
+def test_a_name_is_no_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", 3).rename(tmp_path / "concat:1.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert numbers_of(read_clip("concat:1.mp4", 2)) == [0, 2]
 
 
 def test_sound_beside_the_pictures_is_passed_over(tmp_path):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from modicum.classification.views import crops_of, temporal_views
-from modicum.errors import ModicumError, UsageError
-from modicum.video.read import Video
+from modicum.errors import UsageError
+from modicum.video.read import Video, VideoError
 
 ACTION = "action"
 
@@ -120,7 +120,7 @@ def _actions(probs: dict[str, Tensor], labels: Sequence[str] | None, top: int) -
 
 def classify_files(
     model: Any, paths: Iterable[str | Path], protocol: Protocol
-) -> Iterator[tuple[Predictions, Tensor] | ModicumError]:
+) -> Iterator[tuple[Predictions, Tensor] | VideoError]:
     """Per file its predictions and the views they rest on, or why it could not be read; the others go on.
 
     The next file is decoded while the model looks at this one.
@@ -141,9 +141,9 @@ def classify_files(
             yield _predicted(model, ahead, protocol)
 
 
-def _predicted(model: Any, views: Future[Tensor], protocol: Protocol) -> tuple[Predictions, Tensor] | ModicumError:
+def _predicted(model: Any, views: Future[Tensor], protocol: Protocol) -> tuple[Predictions, Tensor] | VideoError:
     try:
         clips = views.result()
-    except ModicumError as error:
+    except VideoError as error:
         return error
     return best(logits_of(model, clips, protocol.batch), model.labels, protocol.top), clips

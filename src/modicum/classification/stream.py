@@ -15,8 +15,8 @@ from torch import Tensor
 
 from modicum.classification.predict import Predictions, Protocol, best, by_head, classify_files
 from modicum.classification.views import crops_of
-from modicum.errors import ModicumError, UsageError
-from modicum.video.read import stream_frames
+from modicum.errors import UsageError
+from modicum.video.read import VideoError, stream_frames
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _padded(clip: Tensor, num_frames: int) -> Tensor:
 def _short(model: Any, path: str | Path, protocol: Protocol) -> Iterator[Window]:
     one = Protocol(**{**vars(protocol), "views": (1, 1)})
     (result,) = classify_files(model, [path], one)
-    if isinstance(result, ModicumError):
+    if isinstance(result, VideoError):
         raise result
     stamps = [seconds for seconds, _ in stream_frames(path, fps=protocol.fps, stride=1)]
     yield Window(stamps[0], stamps[-1], result[0])

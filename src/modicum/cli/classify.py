@@ -1,7 +1,6 @@
 """`modicum classify`: what a video shows, file by file or second by second."""
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +50,7 @@ def classify(
     from modicum import api
     from modicum.classification.predict import Protocol
 
-    protocol = Protocol(views=parse_views(views), stride=stride, fps=fps, short_side=short_side, top=top)
+    protocol = Protocol(views=common.parse_views(views), stride=stride, fps=fps, short_side=short_side, top=top)
     if stream and (len(videos) != 1 or frames_sheet is not None):
         raise UsageError(f"--stream reads one video and draws no sheet: give one instead of {len(videos)}, no sheet")
     if frames_sheet is not None:
@@ -135,11 +134,3 @@ def to_json(predictions: Any) -> Any:
     if isinstance(predictions, dict):
         return {head: to_json(named) for head, named in predictions.items()}
     return [prediction.to_dict() for prediction in predictions]
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    """ "4x3" -> (4, 3)."""
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip())
-    if not match:
-        raise UsageError(f"--views {text} is not temporal x spatial: write 4x1, or 4x3")
-    return int(match[1]), int(match[2] or 1)

@@ -1,6 +1,7 @@
 """What the verbs share: options with their help, consoles, and the way a draft is named."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,25 @@ def check_writable(path: Path, *, force: bool) -> None:
         raise UsageError(f"{folder} is not a folder, so {path.name} cannot be written: create it first")
     if path.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"{path} cannot be written: choose another --out")
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """ "4x3", temporal views x spatial crops, -> (4, 3); "4" alone is (4, 1)."""
+    first, second = _pair("--views", text, "temporal views x crops: write 4x1, or 4x3")
+    return first, second or 1
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "224" -> (224, 224), "224x288" -> (224, 288): height first."""
+    first, second = _pair("--size", text, "a size: give a side, or HEIGHTxWIDTH as in 224x288")
+    return first, second or first
+
+
+def _pair(option: str, text: str, required: str) -> tuple[int, int | None]:
+    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip().lower())
+    if not match:
+        raise UsageError(f"{option} {text} is not {required}")
+    return int(match[1]), int(match[2]) if match[2] else None
 
 
 def percent(value: float | None) -> str:

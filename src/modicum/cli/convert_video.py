@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from modicum.cli import common
 from modicum.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def convert_video(
 
     given = {
         "num_frames": frames,
-        "image_size": None if size is None else parse_size(size),
+        "image_size": None if size is None else common.parse_size(size),
         "variant": variant,
         "attention_order": attention_order,
         "pooling": pooling,
@@ -94,14 +95,6 @@ def read_model(source: str, settings: dict[str, Any]) -> "Vivit":
 def option(setting: str) -> str:
     """How the command line calls an argument of `from_scenic`."""
     return "--" + {"num_frames": "frames", "image_size": "size"}.get(setting, setting).replace("_", "-")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """224 -> (224, 224), 224x288 -> (224, 288): height first."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UsageError(f"--size {text} is no size: give a side, or HEIGHTxWIDTH as in 224x288")
-    return int(sides[0]), int(sides[-1])
 
 
 def parse_heads(text: str) -> dict[str, int]:

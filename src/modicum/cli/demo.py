@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from modicum.errors import GenerationError, UsageError
+from modicum.cli.demo_video import watch
+from modicum.errors import GenerationError, MissingExtraError, UsageError
 
 TARGET, DRAFT = "modicum-code-target", "modicum-code-draft"
 K = 4
@@ -19,13 +20,15 @@ BUILT_IN = (
 NEXT_STEPS = """Try next:
   modicum generate modicum-code-target --draft modicum-code-draft --prompt 'def fibonacci(n):'
   modicum compare modicum-code-target --draft modicum-code-draft --temperature 0 --dtype float32
-  modicum generate YOUR-CHECKPOINT --draft YOUR-SMALLER-ONE --prompt 'Once upon a time'"""
+  modicum generate YOUR-CHECKPOINT --draft YOUR-SMALLER-ONE --prompt 'Once upon a time'
+  modicum inspect vivit-b/16x2
+  modicum classify YOUR-VIVIT YOUR-VIDEO.mp4"""
 
 
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="One prompt, few tokens: only whether it runs.")] = False,
 ) -> None:
-    """Complete real Python code, plain and with a draft: the same text, in less time, measured now."""
+    """Complete real Python code, plain and with a draft, and name the motions in fresh videos; all of it measured now."""
     from rich.console import Console
 
     from modicum import api, resources
@@ -63,6 +66,10 @@ def demo(
     console.print(f"  same tokens   {'yes, all of them' if same else 'NO'}\n")
     if not same:
         raise GenerationError("speculative and plain text differ: please report this with the output of `modicum demo`")
+    try:
+        watch(console, quick)
+    except MissingExtraError as missing:
+        console.print(f"{missing}\n", markup=False, soft_wrap=True)
     console.print(NEXT_STEPS, markup=False, soft_wrap=True)
 
 

@@ -59,7 +59,7 @@ def inspect(
         "variant": variant,
         "temporal_layers": temporal_layers,
         "num_frames": frames,
-        "image_size": None if size is None else inspect_vivit.parse_pair("--size", size, "height x width", square=True),
+        "image_size": None if size is None else common.parse_size(size),
         "num_classes": classes,
         "pooling": pooling,
         "n_kv_heads": kv_heads,
@@ -67,7 +67,7 @@ def inspect(
         "attention_order": attention_order,
     }
     settings = {name: value for name, value in given.items() if value is not None}
-    shown = inspect_vivit.parse_pair("--views", views or "4x3", "temporal views x crops")
+    shown = common.parse_views(views or "4x3")
     if inspect_vivit.is_name(model):
         facts = inspect_vivit.gather_named(model, settings, shown, measure=measure)
     else:

@@ -1,6 +1,5 @@
 """What `modicum inspect` says of a ViViT: parameters, tokens, and its cost in two conventions."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,6 @@ def is_name(model: str) -> bool:
     from modicum.vivit.build import NAME
 
     return bool(NAME.fullmatch(model)) or (model.lower().startswith("vivit-") and not Path(model).exists())
-
-
-def parse_pair(option: str, text: str, meaning: str, *, square: bool = False) -> tuple[int, int]:
-    """ "4x3" -> (4, 3); "4" alone is (4, 4) if `square`, else (4, 1)."""
-    match = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", text.strip())
-    if not match:
-        raise UsageError(f"{option} {text} is not {meaning}: write two whole numbers of at least 1, such as 4x3")
-    first = int(match[1])
-    return first, int(match[2]) if match[2] else first if square else 1
 
 
 def gather_named(model: str, settings: dict[str, Any], views: tuple[int, int], *, measure: bool) -> dict[str, Any]:

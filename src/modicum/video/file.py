@@ -13,11 +13,11 @@ from modicum.video.container import first_video_stream, open_container
 from modicum.video.pixels import VideoError, check_size, import_av, to_rgb
 
 _WORTH_A_SEEK = 8  # frames; a seek throws away what the decoder holds, so nearer ones are decoded through
-_HIDING_CODECS = ("vp8", "mpeg4")  # whose packets may hold a reference, or nothing, to show
+_HIDING_CODECS = ("vp8", "mpeg4")  # their packets may hold nothing to show: a mere reference, or a placeholder
 _BEFORE, _AFTER = -(2**63), 2**63
 
 
-class HiddenFrameError(Exception):
+class HiddenFrameError(VideoError):
     """The frame of a packet never shows, as with the references that VP8 hides: `index(by_decoding=True)` finds out."""
 
 
@@ -62,7 +62,7 @@ class VideoFile:
         Raises:
             VideoError: no frame can be decoded.
         """
-        if self.stamps:
+        if self._counted is not None:
             self._start_over()
         seen: list[tuple[int | None, bool, bool]] = []
         packets = self._packets(seen)
@@ -75,7 +75,7 @@ class VideoFile:
         if by_decoding or self._counted:
             self.stamps = [first, *(stamp for stamp, _ in frames)]
         else:
-            # The rest is read without decoding: the first frame was enough to know what leads up to it unseen.
+            # The rest is read without decoding. The first frame had to be, for what leads up to it may never show.
             for _ in packets:
                 pass
             self.stamps = sorted({pts for pts, _, hidden in seen if pts is not None and pts >= first and not hidden})
@@ -106,8 +106,8 @@ class VideoFile:
                 break
         else:
             self._at = _AFTER
+        seconds = float((stamp - self.stamps[0]) * self.time_base)
         if self._broken:
-            seconds = float((stamp - self.stamps[0]) * self.time_base)
             raise VideoError(
                 f"{self.path} is damaged: the frame at {seconds:.2f} s cannot be decoded; copy the file again, or read "
                 "other parts of it"
@@ -117,7 +117,9 @@ class VideoFile:
             self._keys = ()
             self._start_over()
             return self.at(stamp)
-        raise HiddenFrameError
+        raise HiddenFrameError(
+            f"{self.path} lists a frame at {seconds:.2f} s that it never shows: convert it to H.264 in mp4"
+        )
 
     def passing(self, packets: Iterable[Any] | None = None) -> Iterator[tuple[int, Any]]:
         """(stamp, frame) of every frame, once and in order; `end` is known when they are through."""
@@ -143,9 +145,10 @@ class VideoFile:
                 break
             packets = self._packets()
             landed = next((packet for packet in packets if packet.is_keyframe), None)
-            # Without an index in the file a seek may land behind, and in MPEG-PS times are off after it.
+            # Without an index in the file a seek may land behind, and in MPEG-PS times are off after it. Frames between
+            # the key frame and `stamp` are passed over: one shown before the key frame may build on what was skipped.
             if landed is not None and landed.pts is not None and landed.pts <= stamp and self._is_key(landed.pts):
-                self._read_from(chain([landed], packets), landed.pts)
+                self._read_from(chain([landed], packets))
                 return
         self._start_over()
 
@@ -157,9 +160,9 @@ class VideoFile:
         self.close()
         self._open()
 
-    def _read_from(self, packets: Iterable[Any], first: int = _BEFORE) -> None:
+    def _read_from(self, packets: Iterable[Any]) -> None:
         self._at, self._broken = _BEFORE, False
-        self._frames = self._decoded(packets, first)
+        self._frames = self._decoded(packets)
 
     def _packets(self, seen: list[tuple[int | None, bool, bool]] | None = None) -> Iterator[Any]:
         """Packets to the end of the file, noted in `seen` as (pts, is a key frame, is to be hidden)."""
@@ -196,8 +199,8 @@ class VideoFile:
             if suspect is None:
                 yield packet
 
-    def _decoded(self, packets: Iterable[Any], first: int = _BEFORE) -> Generator[tuple[int, Any], None, None]:
-        """(stamp, frame) with increasing stamps not below `first`: what precedes a key frame may build on frames unseen."""
+    def _decoded(self, packets: Iterable[Any]) -> Generator[tuple[int, Any], None, None]:
+        """(stamp, frame) with increasing stamps."""
         last = None
         for packet in chain(packets, [None]):
             try:
@@ -209,7 +212,7 @@ class VideoFile:
                 stamp = frame.dts if self._counted else frame.pts
                 if stamp is None or (self._counted and last is not None and stamp <= last):
                     stamp = 0 if last is None else last + self._usual_gap()
-                if stamp >= first and (last is None or stamp > last):
+                if last is None or stamp > last:
                     last = stamp
                     yield stamp, frame
 
