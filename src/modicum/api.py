@@ -104,7 +104,7 @@ def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.d
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
     if model.rope is not None:
-        model.rope.frequencies = model.rope.frequencies.to(device)
+        model.rope.to(device)
     return model
 
 

@@ -380,3 +380,14 @@ def test_a_resumed_log_has_every_step_once(recipe, tmp_path, monkeypatch):
     train(recipe, resume=True)
     steps = [row.split(",")[0] for row in log.read_text().splitlines()[1:] if row.split(",")[2]]
     assert steps == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_a_run_may_begin_with_another_models_weights(recipe, tmp_path, monkeypatch):
+    first = train(recipe)
+    deeper = ["model.n_layers=3", f'model.start="{first}"', f'data.tokenizer="{first}"', "optim.steps=1", "optim.lr=1e-9"]
+    folder = train(recipe, [*deeper, f'run.folder="{tmp_path / "deeper"}"'])
+    before, after = (load_file(path / "model.safetensors") for path in (first, folder))
+    assert all(torch.allclose(after[name].float(), before[name].float(), atol=1e-6) for name in before)
+    assert len(after) > len(before)
+    with pytest.raises(UsageError, match=r"has no weight of this model's names and shapes: give one of equal width"):
+        train(recipe, [*deeper, "model.dim=20", f'run.folder="{tmp_path / "wider"}"'])

@@ -20,24 +20,27 @@ class Rope(nn.Module):
 
     def __init__(self, config: RopeConfig) -> None:
         super().__init__()
-        self.frequencies, self.magnitude = frequencies(config)
-        self.rotary_dim = 2 * len(self.frequencies)  # an odd number is rounded up to whole pairs
+        half_R, self.magnitude = frequencies(config)
+        # Laid out so that a rotation is x * cos + swapped(x) * sin, the sign of the first half inside sin.
+        self.frequencies = torch.cat([half_R, half_R])
+        self.signs = torch.cat([-torch.ones_like(half_R), torch.ones_like(half_R)])
+        self.rotary_dim = len(self.frequencies)  # an odd number is rounded up to whole pairs
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
-        # The frequencies follow the model to its device but never to its dtype.
+        # The tables follow the model to its device but never to its dtype.
         device = fn(torch.empty(0)).device
         if device.type != "meta":
-            self.frequencies = self.frequencies.to(device)
+            self.frequencies, self.signs = self.frequencies.to(device), self.signs.to(device)
         return super()._apply(fn, recurse)
 
     def forward(self, positions_BL: Tensor, dtype: torch.dtype) -> Rotate:
         """The rotation of queries and keys at `positions_BL`, as a function [B, L, heads, K] -> same."""
         precise = torch.float64 if dtype == torch.float64 else torch.float32
-        angles_BLR = positions_BL[..., None].to(precise) * self.frequencies.to(precise)
-        cos_BLR, sin_BLR = angles_BLR.cos() * self.magnitude, angles_BLR.sin() * self.magnitude
-        # Laid out so that a rotation is x * cos + swapped(x) * sin, the sign of the first half inside sin.
-        cos_BL1R = torch.cat([cos_BLR, cos_BLR], dim=-1)[:, :, None].to(dtype)
-        sin_BL1R = torch.cat([-sin_BLR, sin_BLR], dim=-1)[:, :, None].to(dtype)
+        angles_BL1R = positions_BL[..., None, None].to(precise) * self.frequencies.to(precise)
+        cos_BL1R, sin_BL1R = angles_BL1R.cos(), angles_BL1R.sin() * self.signs.to(precise)
+        if self.magnitude != 1:
+            cos_BL1R, sin_BL1R = cos_BL1R * self.magnitude, sin_BL1R * self.magnitude
+        cos_BL1R, sin_BL1R = cos_BL1R.to(dtype), sin_BL1R.to(dtype)
 
         def rotate(x_BLHK: Tensor) -> Tensor:
             if x_BLHK.shape[-1] == self.rotary_dim:

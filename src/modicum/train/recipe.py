@@ -41,7 +41,7 @@ def require(valid: bool, name: str, value: object, remedy: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Section):
-    """The sizes of a Llama-like decoder."""
+    """The sizes of a Llama-like decoder. `start`: a model whose weights, of equal name and shape, it begins with."""
 
     dim: int
     n_layers: int
@@ -53,6 +53,7 @@ class ModelSection(Section):
     rope_theta: float = 10000.0
     tie_embeddings: bool = True
     save_dtype: str = "bfloat16"
+    start: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

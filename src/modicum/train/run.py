@@ -125,6 +125,8 @@ class Run:
         self.model = Decoder(self.config)
         # On the CPU, so that a seed begins with the same weights on every device.
         initialise(self.model, recipe.run.seed)
+        if recipe.model.start is not None and not resume:
+            start_from(self.model, recipe.model.start)
         self.model.to(self.device).train()
         self.optimizer = make_optimizer(self.model, optim)
         self.teacher: Any = None
@@ -238,6 +240,24 @@ class Run:
         write_checkpoint(Checkpoint(stock, to_stock(state, config), files), goal, overwrite=True)
         console.print(f"held out: {loss:.4f} nats/token, {bits_per_byte:.4f} bits/byte; model in {goal}")
         return goal
+
+
+@torch.no_grad()
+def start_from(model: Decoder, name: str) -> None:
+    """Copy the weights of another model that have an equal name and shape, such as its embeddings and first layers.
+
+    Raises:
+        UsageError: there are none.
+    """
+    given = api.load(name, device="cpu", dtype="float32").dense_state()
+    copied = 0
+    for key, parameter in model.named_parameters():
+        if key in given and given[key].shape == parameter.shape:
+            parameter.copy_(given[key])
+            copied += parameter.numel()
+    if not copied:
+        raise UsageError(f"model.start {name} has no weight of this model's names and shapes: give one of equal width")
+    console.print(f"begins with {copied:,} weights of {name}")
 
 
 def size_of(files: dict[str, Path]) -> int:
