@@ -17,6 +17,7 @@ import torch
 
 import modicum
 from modicum import resources
+from modicum.train.evaluate import quality
 
 
 def held_out_files(folder: Path) -> list[bytes]:
@@ -25,19 +26,10 @@ def held_out_files(folder: Path) -> list[bytes]:
     return [(root / name).read_bytes() for name in names if (root / name).is_file()]
 
 
-@torch.inference_mode()
 def nats(model, text: str, window: int = 512) -> tuple[float, int]:
-    """Total nats of a text and its number of tokens; the end-of-text token opens it. Half of each window is context."""
-    ids = torch.tensor([0, *model.tokenizer.encode(text)])
-    total, start = 0.0, 0
-    while start < len(ids) - 1:
-        begin = max(0, start - window // 2)
-        piece = ids[begin : begin + window + 1]
-        logits = model(piece[None, :-1])[0].float()
-        new = slice(start - begin, len(piece) - 1)
-        total += torch.nn.functional.cross_entropy(logits[new], piece[1:][new], reduction="sum").item()
-        start = begin + len(piece) - 1
-    return total, len(ids) - 1
+    """Total nats of a text and its number of tokens; the end-of-text token opens it."""
+    found = quality(model, torch.tensor([0, *model.tokenizer.encode(text)]), window)
+    return found.nats_per_token * found.n_tokens, found.n_tokens
 
 
 def main() -> None:

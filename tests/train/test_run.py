@@ -384,7 +384,13 @@ def test_a_resumed_log_has_every_step_once(recipe, tmp_path, monkeypatch):
 
 def test_a_run_may_begin_with_another_models_weights(recipe, tmp_path, monkeypatch):
     first = train(recipe)
-    deeper = ["model.n_layers=3", f'model.start="{first}"', f'data.tokenizer="{first}"', "optim.steps=1", "optim.lr=1e-9"]
+    deeper = [
+        "model.n_layers=3",
+        f'model.start="{first}"',
+        f'data.tokenizer="{first}"',
+        "optim.steps=1",
+        "optim.lr=1e-9",
+    ]
     folder = train(recipe, [*deeper, f'run.folder="{tmp_path / "deeper"}"'])
     before, after = (load_file(path / "model.safetensors") for path in (first, folder))
     assert all(torch.allclose(after[name].float(), before[name].float(), atol=1e-6) for name in before)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modicum import __version__
-from modicum.cli import classify, compare, convert_video, demo, generate, inspect, train
+from modicum.cli import classify, compare, convert_video, demo, evaluate, generate, inspect, train
 from modicum.errors import ModicumError
 
 INTERRUPTED = 130
@@ -42,6 +42,7 @@ ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=classify.EXAMPLES)(classify.classify)
