@@ -83,16 +83,16 @@ def test_resume_is_bit_exact(recipe, tmp_path, monkeypatch):
 
 def stop_after(steps, monkeypatch, kind=signal.SIGINT):
     """A signal, Ctrl-C by default, during the step with this number."""
-    from modicum.train.run import Run
+    from modicum.train.loop import Training
 
-    step = Run._step
+    step = Training._step
 
     def interrupted(self, number):
         if number == steps - 1:
             signal.raise_signal(kind)
         return step(self, number)
 
-    monkeypatch.setattr(Run, "_step", interrupted)
+    monkeypatch.setattr(Training, "_step", interrupted)
 
 
 def test_a_run_ends_in_a_folder_that_generates(recipe, tmp_path):
