@@ -123,11 +123,11 @@ def text_model(api: Any, name: str, device: str, dtype: str) -> Any:
 
 
 def table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     contexts = list(rows[0]["ms_per_token"])
-    heads = ["model", "heads", "nats/token", "bits/byte", "KL", "KV bytes/token", *(f"ms at {n:,}" for n in contexts)]
-    result = Table(*heads, box=None)
+    heads = ["heads", "nats\n/token", "bits\n/byte", "KL", "KV bytes\n/token", *(f"ms at\n{n:,}" for n in contexts)]
+    result = Table(Column("model", overflow="fold"), *(Column(head, no_wrap=True) for head in heads), box=None)
     for row in rows:
         result.add_row(
             row["model"],

@@ -70,7 +70,7 @@ def named_config(
     return VivitConfig(**settings)
 
 
-def build(name: str, **settings: Any) -> Vivit:
+def build(name: str, variant: Variant = "factorized_encoder", **settings: Any) -> Vivit:
     """A ViViT with fresh weights, in evaluation mode.
 
     Args:
@@ -92,7 +92,7 @@ def build(name: str, **settings: Any) -> Vivit:
     for key in settings:
         if key not in known:
             raise UsageError(f"build has no setting `{key}`{nearest(key, known)}")
-    model = Vivit(named_config(name, **settings))
+    model = Vivit(named_config(name, variant, **settings))
     initialise(model)
     return model.eval()
 
