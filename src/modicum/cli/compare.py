@@ -120,8 +120,8 @@ def table(rows: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     # Two lines each, so that the table fits 80 columns.
-    heads = ("K", "seconds", "sd", "tokens\n/s", "x plain", "accepted", "tokens\n/call")
-    heads += ("per call\n/(K+1)", "accepted\n/(K+1)", "ms\n/loop")
+    heads = ["K", "seconds", "sd", "tokens\n/s", "x plain", "accepted", "tokens\n/call"]
+    heads += ["per call\n/(K+1)", "accepted\n/(K+1)", "ms\n/loop"]
     result = Table(*heads, box=None, padding=(0, 1), pad_edge=False)
     for row in rows:
         result.add_row(
