@@ -29,6 +29,7 @@ from modicum.decode.prompts import encode_prompts, form_batches, limit_of, per_p
 from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
+from modicum.gqa.convert import convert_to_gqa
 from modicum.lm.decoder import Decoder
 from modicum.lm.hf_adapter import load_adapter
 from modicum.speculative.drafters.base import Drafter
@@ -38,7 +39,16 @@ from modicum.speculative.loop import SpeculativeEngine
 from modicum.vivit.load import assemble
 from modicum.vivit.model import Vivit
 
-__all__ = ["TokenEvent", "classify", "generate", "load", "read_checkpoint", "save", "write_checkpoint"]
+__all__ = [
+    "TokenEvent",
+    "classify",
+    "convert_to_gqa",
+    "generate",
+    "load",
+    "read_checkpoint",
+    "save",
+    "write_checkpoint",
+]
 
 
 def load(

@@ -2,6 +2,14 @@
 
 from modicum.checkpoint.hf_config import NATIVE_FAMILIES, decoder_config, stock_config
 from modicum.checkpoint.hf_fields import UnknownFamilyError
-from modicum.checkpoint.hf_tensors import to_native, to_stock
+from modicum.checkpoint.hf_tensors import NativeTensors, to_native, to_stock
 
-__all__ = ["NATIVE_FAMILIES", "UnknownFamilyError", "decoder_config", "stock_config", "to_native", "to_stock"]
+__all__ = [
+    "NATIVE_FAMILIES",
+    "NativeTensors",
+    "UnknownFamilyError",
+    "decoder_config",
+    "stock_config",
+    "to_native",
+    "to_stock",
+]

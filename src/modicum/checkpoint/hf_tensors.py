@@ -209,6 +209,59 @@ def _slots(cfg: DecoderConfig) -> dict[str, _Slot]:
     return slots
 
 
+class NativeTensors(Mapping[str, Tensor]):
+    """Stock tensors under our names, contiguous `[out, in]`, each read and turned when it is asked for."""
+
+    def __init__(self, state_dict: Mapping[str, Tensor], cfg: DecoderConfig) -> None:
+        self._state_dict, self._cfg = state_dict, cfg
+        table, slots = TABLES[cfg.family], _slots(cfg)
+        bare = not any(name.startswith(table.prefix) for name in state_dict)
+        found = {table.prefix + name if bare and name not in slots else name: name for name in state_dict}
+        found = {name: key for name, key in found.items() if not re.fullmatch(table.buffers, name)}
+        head = f"{table.head}.weight"
+        tied_head = (
+            next((found.pop(name) for name in (head, table.prefix + head) if name in found), None)
+            if cfg.tie_embeddings
+            else None
+        )
+        check_names(found, slots, f"the checkpoint, for the {cfg.family} model that its config.json describes,")
+        if tied_head is not None:
+            embed = next(slot.stock for slot in slots.values() if "embed.weight" in slot.native)
+            if not torch.equal(state_dict[tied_head], state_dict[found[embed]]):
+                raise CheckpointError(
+                    f"config.json ties the output head to the embeddings, and `{tied_head}` differs from "
+                    f"`{found[embed]}`: set `tie_word_embeddings` to false, or remove the tensor"
+                )
+        self._found = found
+        self._slots = {ours: slot for slot in slots.values() for ours in slot.native}
+
+    def __getitem__(self, name: str) -> Tensor:
+        slot = self._slots[name]
+        return self._parts(slot)[list(slot.native).index(name)].contiguous()
+
+    def _parts(self, slot: _Slot) -> list[Tensor]:
+        tensor = self._state_dict[self._found[slot.stock]]
+        check_shape(self._found[slot.stock], tensor, slot.shape)
+        return slot.layout.split(tensor, [shape[0] for shape in slot.native.values()], self._cfg)
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would read the tensor to find out.
+        return name in self._slots
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._slots)
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def one_by_one(self) -> Iterator[tuple[str, Tensor]]:
+        """All of them; of a stock tensor that holds several of ours, it is read once."""
+        for slot in {slot.stock: slot for slot in self._slots.values()}.values():
+            parts = self._parts(slot)
+            for name in slot.native:
+                yield name, parts.pop(0).contiguous()
+
+
 def to_native(state_dict: Mapping[str, Tensor], cfg: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
     """Our names and tensors, contiguous `[out, in]`, one at a time, from a mapping with stock names.
 
@@ -218,37 +271,7 @@ def to_native(state_dict: Mapping[str, Tensor], cfg: DecoderConfig) -> Iterator[
         CheckpointError: a tensor is missing, left over, or of the wrong shape (this one when its turn comes), or the
             embeddings are tied by config.json and the checkpoint holds a head that differs from them.
     """
-    table, slots = TABLES[cfg.family], _slots(cfg)
-    bare = not any(name.startswith(table.prefix) for name in state_dict)
-    found = {table.prefix + name if bare and name not in slots else name: name for name in state_dict}
-    found = {name: key for name, key in found.items() if not re.fullmatch(table.buffers, name)}
-    head = f"{table.head}.weight"
-    tied_head = (
-        next((found.pop(name) for name in (head, table.prefix + head) if name in found), None)
-        if cfg.tie_embeddings
-        else None
-    )
-    check_names(found, slots, f"the checkpoint, for the {cfg.family} model that its config.json describes,")
-    if tied_head is not None:
-        embed = next(slot.stock for slot in slots.values() if "embed.weight" in slot.native)
-        if not torch.equal(state_dict[tied_head], state_dict[found[embed]]):
-            raise CheckpointError(
-                f"config.json ties the output head to the embeddings, and `{tied_head}` differs from `{found[embed]}`: "
-                "set `tie_word_embeddings` to false, or remove the tensor"
-            )
-    return _split_all(state_dict, found, slots, cfg)
-
-
-def _split_all(
-    state_dict: Mapping[str, Tensor], found: dict[str, str], slots: dict[str, _Slot], cfg: DecoderConfig
-) -> Iterator[tuple[str, Tensor]]:
-    for slot in slots.values():
-        tensor = state_dict[found[slot.stock]]
-        check_shape(found[slot.stock], tensor, slot.shape)
-        parts = slot.layout.split(tensor, [shape[0] for shape in slot.native.values()], cfg)
-        del tensor  # not held while the caller works on what it gave
-        for name in slot.native:
-            yield name, parts.pop(0).contiguous()
+    return NativeTensors(state_dict, cfg).one_by_one()
 
 
 class StockTensors(Mapping[str, Tensor]):

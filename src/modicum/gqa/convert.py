@@ -1,0 +1,151 @@
+"""From multi-head to grouped-query attention (2305.13245, section 2.1), on (config, state_dict), layer by layer."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modicum.checkpoint.hf import NativeTensors, decoder_config, stock_config, to_stock
+from modicum.checkpoint.io import Checkpoint
+from modicum.checkpoint.vivit_folder import (
+    MODEL_TYPES,
+    native_tensors,
+    read_vivit_config,
+    stored_labels,
+    vivit_checkpoint,
+)
+from modicum.config import DecoderConfig, VivitConfig, nearest
+from modicum.errors import UsageError
+from modicum.gqa.heads import AttentionWeights, Place, names, places, put, take
+
+# A conversion of one layer: its weights, the new number of key-value heads, a seed of its own -> weights.
+Method = Callable[[AttentionWeights, int, int], AttentionWeights]
+
+
+def convert_to_gqa(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", seed: int = 0) -> Checkpoint:
+    """The same checkpoint with fewer key-value heads. Tensors are made when they are asked for, one layer at a time.
+
+    Args:
+        ckpt: of a native family, or a ViViT; multi-head or grouped already.
+        n_kv_heads: must divide the checkpoint's own number. The same number gives the same weights.
+        method: mean (the paper's choice: keys and values of a group are averaged), first (the group's first head), random
+            (normal, with the standard deviation of the weights that it replaces).
+        seed: of random; every layer draws from a stream of its own.
+
+    Raises:
+        UsageError: a number of heads that does not divide, or an unknown method.
+        CheckpointError: the checkpoint is of another family, or damaged.
+    """
+    if method not in METHODS:
+        raise UsageError(f"`method` is {method!r}{nearest(method, METHODS)}")
+    config: DecoderConfig | VivitConfig
+    video = ckpt.config.get("model_type") in MODEL_TYPES
+    config = read_vivit_config(ckpt.config) if video else decoder_config(ckpt.config)
+    check(config, n_kv_heads)
+    new: Any = replace(config, n_kv_heads=n_kv_heads)
+    source: Mapping[str, Tensor]
+    if isinstance(config, VivitConfig):
+        source = dict(native_tensors(ckpt, config))
+        labels = stored_labels(ckpt.config, config.num_classes)
+        converted = ConvertedTensors(source, config, new, METHODS[method], seed)
+        return vivit_checkpoint(new, converted, labels, ckpt.config, ckpt.files)
+    source = NativeTensors(ckpt.state_dict, config)
+    converted = ConvertedTensors(source, config, new, METHODS[method], seed)
+    return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
+
+
+def check(config: DecoderConfig | VivitConfig, n_kv_heads: int) -> None:
+    """Refuse a number of key-value heads that the present ones cannot be grouped into."""
+    held = config.n_kv_heads
+    even = isinstance(config, VivitConfig) and config.variant == "factorized_dot_product"
+    valid = [g for g in range(1, held + 1) if held % g == 0 and not (even and g % 2)]
+    if n_kv_heads not in valid:
+        why = ", half of them for time and half for space" if even else ""
+        raise UsageError(
+            f"{n_kv_heads} key-value heads do not divide the checkpoint's {held}{why}: "
+            f"choose one of {', '.join(map(str, valid))}"
+        )
+
+
+class ConvertedTensors(Mapping[str, Tensor]):
+    """A model's tensors under our names, its attention layers converted. The latest layer is kept, no other."""
+
+    def __init__(
+        self,
+        source: Mapping[str, Tensor],
+        before: DecoderConfig | VivitConfig,
+        after: DecoderConfig | VivitConfig,
+        method: Method,
+        seed: int,
+    ) -> None:
+        self.source, self.method, self.seed = source, method, seed
+        self.places = dict(zip(places(before), places(after), strict=True))
+        self.owner = {name: place for place in self.places for name in names(place) if name in source}
+        self.latest: tuple[Place | None, dict[str, Tensor]] = (None, {})
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self.owner.get(name)
+        if place is None:
+            return self.source[name]
+        if self.latest[0] != place:
+            self.latest = (place, self._converted(place))
+        return self.latest[1][name]
+
+    def _converted(self, place: Place) -> dict[str, Tensor]:
+        new = self.places[place]
+        weights = take(self.source, place)
+        if new.n_kv_heads != place.n_kv_heads:
+            # A stream per layer, so that a layer does not depend on which others were asked for before it.
+            digest = hashlib.sha256(f"{self.seed} {place.prefix}".encode()).digest()
+            weights = self.method(weights, new.n_kv_heads, int.from_bytes(digest[:7]))
+        return put(weights, new)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.source
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def grouped(heads: Tensor, n_kv_heads: int) -> Tensor:
+    """[G, ...] -> [n_kv_heads, G / n_kv_heads, ...]: neighbours share a group."""
+    return heads.unflatten(0, (n_kv_heads, -1))
+
+
+def mean(weights: AttentionWeights, n_kv_heads: int, seed: int) -> AttentionWeights:
+    """Each new key and value projection is the mean of its group's, biases too; computed in float64."""
+    return _each(weights, lambda x: grouped(x.double(), n_kv_heads).mean(1).to(x.dtype))
+
+
+def first(weights: AttentionWeights, n_kv_heads: int, seed: int) -> AttentionWeights:
+    """Each new key and value projection is that of its group's first head."""
+    return _each(weights, lambda x: grouped(x, n_kv_heads)[:, 0])
+
+
+def random(weights: AttentionWeights, n_kv_heads: int, seed: int) -> AttentionWeights:
+    """New key and value projections are drawn from a normal distribution as wide as the weights are; biases are zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(x: Tensor) -> Tensor:
+        if x.dim() == 2:
+            return x.new_zeros(n_kv_heads, x.shape[1])
+        sample = torch.randn(n_kv_heads, *x.shape[1:], generator=generator, dtype=torch.float64)
+        return (sample * x.double().std()).to(x.dtype)
+
+    return _each(weights, drawn)
+
+
+def _each(weights: AttentionWeights, change: Callable[[Tensor], Tensor]) -> AttentionWeights:
+    """Keys and values, and their biases where there are any, changed alike."""
+    biases = (None if bias is None else change(bias) for bias in (weights.k_bias, weights.v_bias))
+    k_bias, v_bias = biases
+    return replace(weights, k=change(weights.k), v=change(weights.v), k_bias=k_bias, v_bias=v_bias)
+
+
+METHODS: dict[str, Method] = {"mean": mean, "first": first, "random": random}
