@@ -29,7 +29,8 @@ from modicum.decode.prompts import encode_prompts, form_batches, limit_of, per_p
 from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
-from modicum.gqa.convert import convert_to_gqa
+from modicum.gqa.calibrate import collect
+from modicum.gqa.convert import check, convert_checkpoint
 from modicum.lm.decoder import Decoder
 from modicum.lm.hf_adapter import load_adapter
 from modicum.speculative.drafters.base import Drafter
@@ -49,6 +50,10 @@ __all__ = [
     "save",
     "write_checkpoint",
 ]
+
+# How much of a calibration text is read, at how many tokens a time.
+CALIBRATION_TOKENS = 32_768
+CALIBRATION_WINDOW = 512
 
 
 def load(
@@ -138,6 +143,57 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
         stock = stock_config(config, model.stock_config)
         checkpoint = Checkpoint(stock, to_stock(state, config), model.files or {})
     write_checkpoint(checkpoint, Path(path), overwrite=overwrite)
+
+
+def convert_to_gqa(
+    ckpt: Checkpoint,
+    n_kv_heads: int,
+    method: str = "mean",
+    calibration: Sequence[Sequence[int]] | str | Path | None = None,
+    seed: int = 0,
+    on_batch: Any = None,
+) -> Checkpoint:
+    """The same checkpoint with fewer key-value heads (2305.13245); its tensors are made when they are asked for.
+
+    Args:
+        ckpt: of a native family, or a ViViT; multi-head or grouped already.
+        n_kv_heads: must divide the checkpoint's own number.
+        method: mean, first or random, as in the paper; merged, the closed forms of `gqa.merge`, loses least.
+        calibration: for merged: lists of token ids, or a text file; ten tokens per unit of width are enough. Without it
+            the weights alone decide, which is worse.
+        seed: of random.
+        on_batch: called after every piece of calibration text.
+
+    Raises:
+        UsageError: a number of heads that does not divide, an unknown method, or calibration that cannot be used.
+        CheckpointError: the checkpoint is of another family, or damaged.
+    """
+    statistics = None
+    if calibration is not None:
+        config = read_config(ckpt.config)
+        if method != "merged" or not isinstance(config, DecoderConfig):
+            raise UsageError("calibration is for the method `merged` on language models: leave it out")
+        check(config, n_kv_heads)
+        model = build(ckpt, config, torch.device("cpu"), torch.float32)
+        model.tokenizer = Tokenizer.from_files(ckpt.files, ckpt.config)
+        statistics = collect(model, calibration_pieces(model, calibration), n_kv_heads, on_batch)
+    return convert_checkpoint(ckpt, n_kv_heads, method, statistics, seed)
+
+
+def calibration_pieces(model: Any, calibration: Sequence[Sequence[int]] | str | Path) -> list[list[int]]:
+    """Lists of token ids that the model can read at once; of a text file at most `CALIBRATION_TOKENS`."""
+    if not isinstance(calibration, str | Path):
+        ids = encode_prompts(model, calibration)
+    elif model.tokenizer is None:
+        raise UsageError("the checkpoint has no tokenizer files: give calibration as lists of token ids")
+    elif not Path(calibration).is_file():
+        raise UsageError(f"calibration text {calibration} does not exist: give a text file, or lists of token ids")
+    else:
+        text = Path(calibration).read_bytes().decode("utf-8", errors="replace")
+        ids = encode_prompts(model, [text])
+        ids[0] = ids[0][: max(CALIBRATION_TOKENS, 10 * model.config.dim)]
+    size = min(CALIBRATION_WINDOW, model.config.max_seq_len)
+    return [piece[start : start + size] for piece in ids for start in range(0, len(piece), size)]
 
 
 def pick_device(device: str | torch.device) -> torch.device:

@@ -46,7 +46,7 @@ def test_says_where_transformers_cannot_follow(tmp_path, monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["--kv-heads", 3], "3 key-value heads do not divide the checkpoint's 8: choose one of 1, 2, 4, 8"),
-        (["--kv-heads", 2, "--method", "middle"], "`method` is 'middle': choose one of first, mean, random"),
+        (["--kv-heads", 2, "--method", "middle"], "`method` is 'middle': choose one of first, mean, merged, random"),
     ],
 )
 def test_refusals_write_nothing(arguments, sentence, tmp_path, monkeypatch, capsys):

@@ -48,7 +48,7 @@ def test_models_side_by_side(text, tmp_path, monkeypatch, capsys):
     [
         (["--data", "none.txt"], "data source none.txt does not exist"),
         (["--data", "text.py", "--contexts", "a"], "--contexts a is not a list of lengths"),
-        (["--data", "text.py", "--contexts", "1020"], "more than the model's 1024: give a shorter one"),
+        (["--data", "text.py", "--contexts", "512"], "more than the model's 512: give a shorter one"),
     ],
 )
 def test_refusals(arguments, sentence, text, tmp_path, monkeypatch, capsys):

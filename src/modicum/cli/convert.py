@@ -19,7 +19,7 @@ modicum inspect ./multi-head
 
 modicum convert ./multi-head ./gqa --kv-heads 8
 
-modicum convert ./multi-head ./mqa --kv-heads 1 --method first
+modicum convert ./multi-head ./mqa --kv-heads 1 --method merged --calibration notes.txt
 
 modicum evaluate ./multi-head ./gqa ./mqa --data held-out.txt"""
 
@@ -36,9 +36,13 @@ def convert(
     method: Annotated[
         str,
         typer.Option(
-            help="mean: average each group's keys and values; first: keep its first head; random: start anew."
+            help="mean: average each group's keys and values; first: keep its first head; random: start anew; merged: "
+            "closed forms that lose least."
         ),
     ] = "mean",
+    calibration: Annotated[
+        Path | None, typer.Option(help="For merged: text like the model's own; without it the weights alone decide.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of random.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that holds something.")] = False,
     as_json: common.Json = False,
@@ -56,8 +60,9 @@ def convert(
 
     folder = resources.model_presets().get(source) or resolve(source)
     before = api.read_checkpoint(folder)
-    after = api.convert_to_gqa(before, kv_heads, method, seed)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        reading = bar.add_task("calibration", total=None, visible=calibration is not None)
+        after = api.convert_to_gqa(before, kv_heads, method, calibration, seed, lambda: bar.advance(reading))
         task = bar.add_task("tensors", total=len(after.state_dict))
         watched = Watched(after.state_dict, lambda: bar.advance(task))
         api.write_checkpoint(Checkpoint(after.config, watched, after.files), destination, overwrite=force)
@@ -65,6 +70,9 @@ def convert(
     if as_json:
         print(json.dumps(facts))
         return
+    if method == "merged" and calibration is None:
+        note = "merged by the weights alone: --calibration TEXT loses less"
+        Console(stderr=True, highlight=False).print(note, soft_wrap=True)
     print(
         f"{destination}: {facts['kv_heads'][0]} -> {facts['kv_heads'][1]} key-value heads by {method}, keys and values "
         f"{facts['kv_numbers_per_token'][0]:,} -> {facts['kv_numbers_per_token'][1]:,} numbers per token"

@@ -20,27 +20,33 @@ from modicum.checkpoint.vivit_folder import (
 from modicum.config import DecoderConfig, VivitConfig, nearest
 from modicum.errors import UsageError
 from modicum.gqa.heads import AttentionWeights, Place, names, places, put, take
+from modicum.gqa.merge import LayerStatistics, merged_layer
 
 # A conversion of one layer: its weights, the new number of key-value heads, a seed of its own -> weights.
 Method = Callable[[AttentionWeights, int, int], AttentionWeights]
+Statistics = Mapping[str, LayerStatistics]
+NAMES = ("mean", "first", "random", "merged")
 
 
-def convert_to_gqa(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", seed: int = 0) -> Checkpoint:
+def convert_checkpoint(
+    ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", statistics: Statistics | None = None, seed: int = 0
+) -> Checkpoint:
     """The same checkpoint with fewer key-value heads. Tensors are made when they are asked for, one layer at a time.
 
     Args:
         ckpt: of a native family, or a ViViT; multi-head or grouped already.
         n_kv_heads: must divide the checkpoint's own number. The same number gives the same weights.
         method: mean (the paper's choice: keys and values of a group are averaged), first (the group's first head), random
-            (normal, with the standard deviation of the weights that it replaces).
+            (normal, with the standard deviation of the weights that it replaces), merged (the closed forms of `gqa.merge`).
+        statistics: of merged, by layer; without them the weights alone decide.
         seed: of random; every layer draws from a stream of its own.
 
     Raises:
         UsageError: a number of heads that does not divide, or an unknown method.
         CheckpointError: the checkpoint is of another family, or damaged.
     """
-    if method not in METHODS:
-        raise UsageError(f"`method` is {method!r}{nearest(method, METHODS)}")
+    if method not in NAMES:
+        raise UsageError(f"`method` is {method!r}{nearest(method, NAMES)}")
     config: DecoderConfig | VivitConfig
     video = ckpt.config.get("model_type") in MODEL_TYPES
     config = read_vivit_config(ckpt.config) if video else decoder_config(ckpt.config)
@@ -50,10 +56,10 @@ def convert_to_gqa(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", seed
     if isinstance(config, VivitConfig):
         source = dict(native_tensors(ckpt, config))
         labels = stored_labels(ckpt.config, config.num_classes)
-        converted = ConvertedTensors(source, config, new, METHODS[method], seed)
+        converted = ConvertedTensors(source, config, new, method, statistics, seed)
         return vivit_checkpoint(new, converted, labels, ckpt.config, ckpt.files)
     source = NativeTensors(ckpt.state_dict, config)
-    converted = ConvertedTensors(source, config, new, METHODS[method], seed)
+    converted = ConvertedTensors(source, config, new, method, statistics, seed)
     return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
 
 
@@ -78,10 +84,11 @@ class ConvertedTensors(Mapping[str, Tensor]):
         source: Mapping[str, Tensor],
         before: DecoderConfig | VivitConfig,
         after: DecoderConfig | VivitConfig,
-        method: Method,
+        method: str,
+        statistics: Statistics | None,
         seed: int,
     ) -> None:
-        self.source, self.method, self.seed = source, method, seed
+        self.source, self.method, self.statistics, self.seed = source, method, statistics or {}, seed
         self.places = dict(zip(places(before), places(after), strict=True))
         self.owner = {name: place for place in self.places for name in names(place) if name in source}
         self.latest: tuple[Place | None, dict[str, Tensor]] = (None, {})
@@ -97,11 +104,13 @@ class ConvertedTensors(Mapping[str, Tensor]):
     def _converted(self, place: Place) -> dict[str, Tensor]:
         new = self.places[place]
         weights = take(self.source, place)
-        if new.n_kv_heads != place.n_kv_heads:
-            # A stream per layer, so that a layer does not depend on which others were asked for before it.
-            digest = hashlib.sha256(f"{self.seed} {place.prefix}".encode()).digest()
-            weights = self.method(weights, new.n_kv_heads, int.from_bytes(digest[:7]))
-        return put(weights, new)
+        if new.n_kv_heads == place.n_kv_heads:
+            return put(weights, new)
+        if self.method == "merged":
+            return put(merged_layer(weights, new.n_kv_heads, self.statistics.get(place.prefix)), new)
+        # A stream per layer, so that a layer does not depend on which others were asked for before it.
+        digest = hashlib.sha256(f"{self.seed} {place.prefix}".encode()).digest()
+        return put(PAPER[self.method](weights, new.n_kv_heads, int.from_bytes(digest[:7])), new)
 
     def __contains__(self, name: object) -> bool:
         return name in self.source
@@ -148,4 +157,4 @@ def _each(weights: AttentionWeights, change: Callable[[Tensor], Tensor]) -> Atte
     return replace(weights, k=change(weights.k), v=change(weights.v), k_bias=k_bias, v_bias=v_bias)
 
 
-METHODS: dict[str, Method] = {"mean": mean, "first": first, "random": random}
+PAPER: dict[str, Method] = {"mean": mean, "first": first, "random": random}
