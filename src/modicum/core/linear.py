@@ -1,6 +1,7 @@
 """How a weight is held: trainable, or packed once for the processor it runs on."""
 
 from collections.abc import Callable, Iterator
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -138,6 +139,20 @@ def pack(model: nn.Module) -> None:
         if module.packed is None:
             module.pack()
     model.requires_grad_(False)
+
+
+class Packable(nn.Module):
+    """A model whose weights can be packed, and which then refuses to be trained."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`.
+
+        Raises:
+            UsageError: the model was packed for inference.
+        """
+        if mode:
+            refuse_training(self)
+        return super().train(mode)
 
 
 def refuse_training(model: nn.Module) -> None:

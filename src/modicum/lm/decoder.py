@@ -10,12 +10,12 @@ from modicum.core.attend import visibility
 from modicum.core.attention import AttentionConfig
 from modicum.core.block import Block, norm
 from modicum.core.cache import KVCache
-from modicum.core.linear import Linear, dense_state, pack, refuse_training
+from modicum.core.linear import Linear, Packable, dense_state, pack
 from modicum.core.positions import Rope
 from modicum.errors import UsageError
 
 
-class Decoder(nn.Module):
+class Decoder(Packable):
     """Token ids to logits: Llama, Mistral, Qwen 2 and 3, GPT-2 and GPT-NeoX are settings of `DecoderConfig`.
 
     `model(ids)` scores a whole text. `model(ids, cache)` scores tokens that follow what the cache holds; it writes their
@@ -148,14 +148,3 @@ class Decoder(nn.Module):
         if self.config.tie_embeddings:
             state.pop("head.weight", None)
         return state
-
-    def train(self, mode: bool = True) -> "Decoder":
-        """As `nn.Module.train`.
-
-        Raises:
-            UsageError: the model was packed for inference.
-        """
-        if mode:
-            refuse_training(self)
-        super().train(mode)
-        return self

@@ -10,7 +10,7 @@ from modicum.config import VivitConfig
 from modicum.core.attend import blocked
 from modicum.core.attention import Attention, AttentionConfig
 from modicum.core.block import Block, norm
-from modicum.core.linear import Linear, dense_state, pack, refuse_training
+from modicum.core.linear import Linear, Packable, dense_state, pack
 from modicum.errors import UsageError
 from modicum.vivit.factorizations import FactorizedDotProduct, SelfAttentionBlock, SpatialAttention
 from modicum.vivit.tubelets import TubeletEmbedding, sampled_indices, to_unit_range
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-class Vivit(nn.Module):
+class Vivit(Packable):
     """A video classifier: float [B, frames, height, width, 3] in [-1, 1], or uint8, -> logits [B, classes].
 
     With several heads, as for EPIC-Kitchens' verbs and nouns, the logits are a dictionary of [B, size] by head.
@@ -274,14 +274,3 @@ class Vivit(nn.Module):
     def dense_state(self) -> dict[str, Tensor]:
         """The state dict as if never packed."""
         return dense_state(self)
-
-    def train(self, mode: bool = True) -> "Vivit":
-        """As `nn.Module.train`.
-
-        Raises:
-            UsageError: the model was packed for inference.
-        """
-        if mode:
-            refuse_training(self)
-        super().train(mode)
-        return self
