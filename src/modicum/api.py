@@ -1,6 +1,6 @@
-"""Load, save, generate, classify: the only place where files become a module, and prompts or videos an answer."""
+"""Load, save, convert, generate, classify: where prompts and videos become an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -9,19 +9,14 @@ from typing import Any
 import torch
 
 from modicum import resources
-from modicum.checkpoint.hf import UnknownFamilyError, decoder_config, stock_config, to_native, to_stock
+from modicum.assembly import build, pick_device, pick_dtype, read_config
+from modicum.checkpoint.hf import UnknownFamilyError, stock_config, to_stock
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
-from modicum.checkpoint.vivit_folder import (
-    MODEL_TYPES,
-    native_tensors,
-    read_vivit_config,
-    stored_labels,
-    vivit_checkpoint,
-)
+from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
-from modicum.config import DecoderConfig, VivitConfig
+from modicum.config import DecoderConfig
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
@@ -37,7 +32,6 @@ from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.loop import SpeculativeEngine
-from modicum.vivit.load import assemble
 from modicum.vivit.model import Vivit
 
 __all__ = [
@@ -87,39 +81,6 @@ def load(
         return model
     model.tokenizer = Tokenizer.from_files(checkpoint.files, checkpoint.config)
     model.eos_ids = model.tokenizer.eos_ids if model.tokenizer else stored_eos_ids(checkpoint.files, checkpoint.config)
-    return model
-
-
-def read_config(stock: Mapping[str, Any]) -> DecoderConfig | VivitConfig:
-    """What a config.json describes, by its `model_type`."""
-    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else decoder_config(stock)
-
-
-def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """(config, state_dict) -> module. Weights are read one at a time; none is held twice."""
-    model = (build_vivit if isinstance(config, VivitConfig) else build_decoder)(checkpoint, config, device, dtype)
-    model.stock_config, model.files = checkpoint.config, checkpoint.files
-    return model.eval()
-
-
-def build_vivit(checkpoint: Checkpoint, config: VivitConfig, device: torch.device, dtype: torch.dtype) -> Vivit:
-    model = assemble(config, native_tensors(checkpoint, config), device, dtype)
-    model.labels = stored_labels(checkpoint.config, config.num_classes)
-    return model
-
-
-def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
-    with torch.device("meta"):
-        model = Decoder(config)
-    for name, tensor in to_native(checkpoint.state_dict, config):
-        owner, _, leaf = name.rpartition(".")
-        # A copy always: a view of the memory-mapped file would change, or fail, when the model is trained.
-        weight = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
-        model.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(weight))
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
-    if model.rope is not None:
-        model.rope.to(device)
     return model
 
 
@@ -194,32 +155,6 @@ def calibration_pieces(model: Any, calibration: Sequence[Sequence[int]] | str | 
         ids[0] = ids[0][: max(CALIBRATION_TOKENS, 10 * model.config.dim)]
     size = min(CALIBRATION_WINDOW, model.config.max_seq_len)
     return [piece[start : start + size] for piece in ids for start in range(0, len(piece), size)]
-
-
-def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto" -> a GPU if there is one."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UsageError(f"`{device}` is not a device: use auto, cpu, cuda or cuda:N") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device `{device}` asks for a GPU and PyTorch sees none: use `cpu` or `auto`")
-    return chosen
-
-
-def pick_dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
-    """ "auto" -> what the checkpoint's weights are stored in."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-    if dtype == "auto":
-        # Some checkpoints store masks, as bytes, beside the weights.
-        return next(tensor.dtype for tensor in checkpoint.state_dict.values() if tensor.is_floating_point())
-    if dtype not in known:
-        raise UsageError(f"`{dtype}` is not a dtype for a model: use auto, {', '.join(known)}")
-    return known[dtype]
 
 
 def generate(

@@ -55,6 +55,7 @@ def convert(
     from rich.progress import Progress
 
     from modicum import api, resources
+    from modicum.assembly import read_config
     from modicum.checkpoint.hub import resolve
     from modicum.checkpoint.io import Checkpoint
 
@@ -66,7 +67,7 @@ def convert(
         task = bar.add_task("tensors", total=len(after.state_dict))
         watched = Watched(after.state_dict, lambda: bar.advance(task))
         api.write_checkpoint(Checkpoint(after.config, watched, after.files), destination, overwrite=force)
-    facts = gather(api.read_config(before.config), api.read_config(after.config), str(destination), method)
+    facts = gather(read_config(before.config), read_config(after.config), str(destination), method)
     if as_json:
         print(json.dumps(facts))
         return

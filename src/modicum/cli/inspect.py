@@ -118,12 +118,13 @@ def show(facts: dict[str, Any]) -> None:
 
 def gather(model: str, views: tuple[int, int], *, measure: bool) -> dict[str, Any]:
     """The facts of a checkpoint, without reading a weight."""
-    from modicum import api, resources
+    from modicum import resources
+    from modicum.assembly import read_config
     from modicum.checkpoint.hub import outline
     from modicum.config import VivitConfig
 
     found = outline(resources.model_presets().get(model) or model)
-    config = api.read_config(found.config)
+    config = read_config(found.config)
     if isinstance(config, VivitConfig):
         stored = {"dtype": found.dtype, "file_bytes": found.file_bytes}
         return {**inspect_vivit.gather(model, config, views, measure=measure), **stored}

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from modicum import api
+from modicum.assembly import pick_device
 from modicum.checkpoint.hf import stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint, write_checkpoint
 from modicum.checkpoint.tokenizer import Tokenizer as ModelTokenizer
@@ -75,7 +76,7 @@ class Run:
         recipe = self.recipe
         self.tokenizer = self._tokenizer(resume)
         caches = self.folder / "data"
-        device = api.pick_device(recipe.run.device)
+        device = pick_device(recipe.run.device)
         model = Decoder(self.config)
         # On the CPU, so that a seed begins with the same weights on every device.
         initialise(model, recipe.run.seed)

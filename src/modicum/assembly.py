@@ -1,0 +1,74 @@
+"""From (config, state_dict) to a module: the only place where a checkpoint becomes one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from modicum.checkpoint.hf import decoder_config, to_native
+from modicum.checkpoint.io import Checkpoint
+from modicum.checkpoint.vivit_folder import MODEL_TYPES, native_tensors, read_vivit_config, stored_labels
+from modicum.config import DecoderConfig, VivitConfig
+from modicum.errors import UsageError
+from modicum.lm.decoder import Decoder
+from modicum.vivit.load import assemble
+from modicum.vivit.model import Vivit
+
+
+def read_config(stock: Mapping[str, Any]) -> DecoderConfig | VivitConfig:
+    """What a config.json describes, by its `model_type`."""
+    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else decoder_config(stock)
+
+
+def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """(config, state_dict) -> module. Weights are read one at a time; none is held twice."""
+    model = (build_vivit if isinstance(config, VivitConfig) else build_decoder)(checkpoint, config, device, dtype)
+    model.stock_config, model.files = checkpoint.config, checkpoint.files
+    return model.eval()
+
+
+def build_vivit(checkpoint: Checkpoint, config: VivitConfig, device: torch.device, dtype: torch.dtype) -> Vivit:
+    model = assemble(config, native_tensors(checkpoint, config), device, dtype)
+    model.labels = stored_labels(checkpoint.config, config.num_classes)
+    return model
+
+
+def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
+    with torch.device("meta"):
+        model = Decoder(config)
+    for name, tensor in to_native(checkpoint.state_dict, config):
+        owner, _, leaf = name.rpartition(".")
+        # A copy always: a view of the memory-mapped file would change, or fail, when the model is trained.
+        weight = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+        model.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(weight))
+    if config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    if model.rope is not None:
+        model.rope.to(device)
+    return model
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """ "auto" -> a GPU if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"`{device}` is not a device: use auto, cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device `{device}` asks for a GPU and PyTorch sees none: use `cpu` or `auto`")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype, checkpoint: Checkpoint) -> torch.dtype:
+    """ "auto" -> what the checkpoint's weights are stored in."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if dtype == "auto":
+        # Some checkpoints store masks, as bytes, beside the weights.
+        return next(tensor.dtype for tensor in checkpoint.state_dict.values() if tensor.is_floating_point())
+    if dtype not in known:
+        raise UsageError(f"`{dtype}` is not a dtype for a model: use auto, {', '.join(known)}")
+    return known[dtype]
