@@ -2,8 +2,10 @@
 
 import torch
 
-from modicum.config import DecoderConfig, RopeConfig
+from modicum.config import DecoderConfig, EncoderDecoderConfig, RopeConfig
 from modicum.lm.decoder import Decoder
+from modicum.lm.encoder_decoder import EncoderDecoder
+from modicum.lm.language_model import LanguageModel
 
 
 def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
@@ -22,7 +24,34 @@ def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
         **changes,
     }
     torch.manual_seed(seed)
-    model = Decoder(DecoderConfig(**settings)).eval()
+    return random_weights(Decoder(DecoderConfig(**settings)), scale)
+
+
+def tiny_t5(seed: int = 0, *, scale: float = 0.3, **changes) -> EncoderDecoder:
+    """A random float32 T5, likewise."""
+    settings = {
+        "family": "t5",
+        "vocab_size": 29,
+        "dim": 24,
+        "n_encoder_layers": 3,
+        "n_layers": 2,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "head_dim": 10,
+        "ffn_dim": 31,
+        "relative_buckets": 8,
+        "relative_max_distance": 13,
+        "tie_embeddings": False,
+        "scale_head": False,
+        **changes,
+    }
+    torch.manual_seed(seed)
+    return random_weights(EncoderDecoder(EncoderDecoderConfig(**settings)), scale)
+
+
+def random_weights(model: LanguageModel, scale: float) -> LanguageModel:
+    """`model` in evaluation mode with normal weights, norms about 1."""
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, scale)
@@ -32,9 +61,9 @@ def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
     return model
 
 
-def perturbed(model: Decoder, seed: int, scale: float) -> Decoder:
+def perturbed(model: LanguageModel, seed: int, scale: float) -> LanguageModel:
     """A draft that mostly agrees with `model`: the same weights with noise."""
-    other = Decoder(model.config).eval()
+    other = type(model)(model.config).eval()
     other.load_state_dict(model.state_dict())
     torch.manual_seed(seed)
     with torch.no_grad():

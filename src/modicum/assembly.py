@@ -5,24 +5,27 @@ from typing import Any
 
 import torch
 
-from modicum.checkpoint.hf import decoder_config, to_native
+from modicum.checkpoint.hf import language_config, to_native
 from modicum.checkpoint.io import Checkpoint
 from modicum.checkpoint.vivit_folder import MODEL_TYPES, native_tensors, read_vivit_config, stored_labels
-from modicum.config import DecoderConfig, VivitConfig
+from modicum.config import EncoderDecoderConfig, LanguageConfig, VivitConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
+from modicum.lm.encoder_decoder import EncoderDecoder
+from modicum.lm.language_model import LanguageModel
 from modicum.vivit.load import assemble
 from modicum.vivit.model import Vivit
 
 
-def read_config(stock: Mapping[str, Any]) -> DecoderConfig | VivitConfig:
+def read_config(stock: Mapping[str, Any]) -> LanguageConfig | VivitConfig:
     """What a config.json describes, by its `model_type`."""
-    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else decoder_config(stock)
+    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else language_config(stock)
 
 
 def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """(config, state_dict) -> module. Weights are read one at a time; none is held twice."""
-    model = (build_vivit if isinstance(config, VivitConfig) else build_decoder)(checkpoint, config, device, dtype)
+    make: Any = build_vivit if isinstance(config, VivitConfig) else build_language_model
+    model = make(checkpoint, config, device, dtype)
     model.stock_config, model.files = checkpoint.config, checkpoint.files
     return model.eval()
 
@@ -33,9 +36,16 @@ def build_vivit(checkpoint: Checkpoint, config: VivitConfig, device: torch.devic
     return model
 
 
-def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> Decoder:
+def empty(config: LanguageConfig) -> Any:
+    """A language model of that shape, without memory for its weights."""
     with torch.device("meta"):
-        model = Decoder(config)
+        return EncoderDecoder(config) if isinstance(config, EncoderDecoderConfig) else Decoder(config)
+
+
+def build_language_model(
+    checkpoint: Checkpoint, config: LanguageConfig, device: torch.device, dtype: torch.dtype
+) -> LanguageModel:
+    model = empty(config)
     for name, tensor in to_native(checkpoint.state_dict, config):
         owner, _, leaf = name.rpartition(".")
         # A copy always: a view of the memory-mapped file would change, or fail, when the model is trained.
@@ -43,9 +53,7 @@ def build_decoder(checkpoint: Checkpoint, config: DecoderConfig, device: torch.d
         model.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(weight))
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
-    if model.rope is not None:
-        model.rope.to(device)
-    return model
+    return model.to(device)  # what is left elsewhere are tables of positions
 
 
 def pick_device(device: str | torch.device) -> torch.device:

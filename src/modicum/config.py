@@ -136,6 +136,58 @@ class DecoderConfig(Config):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoderConfig(Config):
+    """A T5 (1910.10683): an encoder reads one text, a decoder writes another with attention to what was read.
+
+    `n_kv_heads` are those of the decoder, in self-attention and cross-attention; the encoder keeps `n_heads` of each.
+    Where a token stands relative to another falls into one of `relative_buckets`, the last of which begins at
+    `relative_max_distance`. `scale_head` divides what the head reads by sqrt(dim), as T5 1.0 does and 1.1 does not.
+    """
+
+    family: str
+    vocab_size: int
+    dim: int
+    n_encoder_layers: int
+    n_layers: int  # of the decoder
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    norm_eps: float = 1e-6
+    activation: Literal["relu", "gelu_tanh", "gelu", "silu"] = "relu"
+    gated: bool = False
+    relative_buckets: int = 32
+    relative_max_distance: int = 128
+    tie_embeddings: bool = True
+    scale_head: bool = True
+    decoder_start_id: int = 0
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "dim", "n_encoder_layers", "n_layers", "n_heads", "n_kv_heads", "head_dim", "ffn_dim")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
+        check_groups(self.n_heads, self.n_kv_heads)
+        if self.relative_buckets < 4 or self.relative_max_distance <= self.relative_buckets // 2:
+            raise UsageError(
+                f"{self.relative_buckets} relative buckets up to a distance of {self.relative_max_distance}: at least 4 are "
+                "needed, and the distance must be above half of them"
+            )
+        if not 0 <= self.decoder_start_id < self.vocab_size:
+            raise UsageError(
+                f"`decoder_start_id` is {self.decoder_start_id}: it must be one of the {self.vocab_size} token ids"
+            )
+
+    @property
+    def max_seq_len(self) -> int:
+        """Relative positions end nowhere, so that memory is the only limit: a number that no text reaches."""
+        return 1 << 31
+
+
+LanguageConfig = DecoderConfig | EncoderDecoderConfig
+
 Variant = Literal["spacetime", "factorized_encoder", "factorized_self_attention", "factorized_dot_product"]
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from modicum.checkpoint.hf import NATIVE_FAMILIES, decoder_config, to_native, to_stock
+from modicum.checkpoint.hf import NATIVE_FAMILIES, language_config, to_native, to_stock
 from modicum.checkpoint.hf_tensors import native_shapes
 from modicum.checkpoint.io import read_checkpoint
-from modicum.config import DecoderConfig, RopeConfig
+from modicum.config import LanguageConfig, RopeConfig
 from modicum.errors import CheckpointError
 
 SIZES = {
@@ -32,14 +32,23 @@ TINY: dict[str, dict[str, Any]] = {
     "qwen3": SIZES | {"num_key_value_heads": 7, "head_dim": 10, "attention_bias": True},
     "gpt2": {k: v for k, v in SIZES.items() if k != "intermediate_size"} | {"n_inner": 59},
     "gpt_neox": SIZES | {"rotary_pct": 0.34, "attention_bias": True},
+    "t5": {
+        "vocab_size": 101,
+        "d_model": 42,
+        "d_kv": 10,
+        "d_ff": 59,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 7,
+    },
 }
 
 
-def small(family: str, **changes: Any) -> DecoderConfig:
-    return replace(decoder_config({"model_type": family, **SIZES, "num_key_value_heads": 7, "head_dim": 6}), **changes)
+def small(family: str, **changes: Any) -> Any:
+    return replace(language_config({"model_type": family, **SIZES, "num_key_value_heads": 7, "head_dim": 6}), **changes)
 
 
-def random_native(cfg: DecoderConfig) -> dict[str, Tensor]:
+def random_native(cfg: LanguageConfig) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(11)
     return {name: torch.randn(shape, generator=generator) for name, shape in native_shapes(cfg).items()}
 
@@ -72,10 +81,11 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 def test_files_written_by_transformers(family: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(3)
-    model = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[family](**TINY[family]))
+    auto = transformers.AutoModelForSeq2SeqLM if family == "t5" else transformers.AutoModelForCausalLM
+    model = auto.from_config(transformers.CONFIG_MAPPING[family](**TINY[family]))
     model.save_pretrained(tmp_path)
     ckpt = read_checkpoint(tmp_path)
-    cfg = decoder_config(ckpt.config)
+    cfg = language_config(ckpt.config)
     native = dict(to_native(ckpt.state_dict, cfg))
     assert {name: tuple(tensor.shape) for name, tensor in native.items()} == native_shapes(cfg)
     assert all(tensor.is_contiguous() for tensor in native.values())
@@ -85,7 +95,7 @@ def test_files_written_by_transformers(family: str, tmp_path: Path) -> None:
     assert cfg.n_kv_heads == getattr(theirs, "num_key_value_heads", 7)
     assert cfg.head_dim == getattr(theirs, "head_dim", 6)
     assert cfg.ffn_dim == 59
-    assert cfg.max_seq_len == 89
+    assert cfg.max_seq_len == (1 << 31 if family == "t5" else 89)
     assert cfg.tie_embeddings == theirs.tie_word_embeddings
 
 
@@ -100,14 +110,14 @@ def test_round_trip_for_every_number_of_groups(family: str, n_kv_heads: int, tie
     assert len(stock) == len(list(stock))
 
 
-def neox(n_heads: int, n_kv_heads: int) -> DecoderConfig:
+def neox(n_heads: int, n_kv_heads: int) -> LanguageConfig:
     return small(
         "gpt_neox", vocab_size=5, dim=3, ffn_dim=2, n_layers=1, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=2,
         rope=RopeConfig(rotary_dim=2),
     )  # fmt: skip
 
 
-def with_fused(cfg: DecoderConfig, name: str, fused: Tensor) -> dict[str, Tensor]:
+def with_fused(cfg: LanguageConfig, name: str, fused: Tensor) -> dict[str, Tensor]:
     stock = dict(to_stock(random_native(cfg), cfg))
     assert stock[name].shape == fused.shape
     return dict(to_native(stock | {name: fused}, cfg))
@@ -180,6 +190,7 @@ def test_gpt2_as_on_the_hub() -> None:
                 "gpt_neox.layers.0.attention.rotary_emb.inv_freq",
             ],
         ),
+        ("t5", ["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"]),
     ],
 )
 def test_known_buffers_are_passed_over(family: str, buffers: list[str]) -> None:
@@ -220,6 +231,53 @@ def test_tied_heads() -> None:
     assert same(dict(to_native(stock | {"lm_head.weight": native["embed.weight"].clone()}, cfg)), native)
     with pytest.raises(CheckpointError, match=r"ties.*`lm_head.weight` differs.*tie_word_embeddings"):
         to_native(stock | {"lm_head.weight": native["embed.weight"] + 1}, cfg)
+
+
+GATED = {"activation": "gelu_tanh", "gated": True, "tie_embeddings": False, "scale_head": False}
+
+
+@pytest.mark.parametrize("changes", [{}, GATED])
+def test_t5_under_stock_names(changes: dict[str, Any]) -> None:
+    cfg = small("t5", n_encoder_layers=2, n_layers=1, n_kv_heads=1, head_dim=5, **changes)
+    stock = to_stock(random_native(cfg), cfg)
+    assert "encoder.block.1.layer.1.DenseReluDense.wo.weight" in stock
+    assert ("decoder.block.0.layer.2.DenseReluDense.wi_0.weight" in stock) == cfg.gated
+    assert ("encoder.block.0.layer.1.DenseReluDense.wi.weight" in stock) != cfg.gated
+    assert [name for name in stock if "relative" in name] == [
+        f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight" for stack in ("encoder", "decoder")
+    ]
+    # The encoder keeps all of its heads.
+    assert stock["encoder.block.0.layer.0.SelfAttention.k.weight"].shape == (35, 42)
+    assert stock["decoder.block.0.layer.0.SelfAttention.k.weight"].shape == (5, 42)
+    assert stock["decoder.block.0.layer.1.EncDecAttention.v.weight"].shape == (5, 42)
+
+
+def test_repeated_embeddings_of_t5() -> None:
+    cfg = small("t5")
+    native = random_native(cfg)
+    stock = dict(to_stock(native, cfg))
+    table = stock["shared.weight"]
+    copies = {f"{name}.weight": table.clone() for name in ("encoder.embed_tokens", "decoder.embed_tokens", "lm_head")}
+    assert same(dict(to_native(stock | copies, cfg)), native)
+    # Whichever of them is stored is the embedding.
+    without = {name: tensor for name, tensor in stock.items() if name != "shared.weight"}
+    for name in copies:
+        assert same(dict(to_native(without | {name: table}, cfg)), native)
+    with pytest.raises(
+        CheckpointError, match="`encoder.embed_tokens.weight` differs from `shared.weight`, which it has"
+    ):
+        to_native(stock | {"encoder.embed_tokens.weight": table + 1}, cfg)
+    with pytest.raises(CheckpointError, match="ties the output head .* `lm_head.weight` differs from `shared.weight`"):
+        to_native(stock | {"lm_head.weight": table + 1}, cfg)
+    with pytest.raises(CheckpointError, match="lacks `shared.weight`"):
+        to_native(without, cfg)
+
+
+def test_an_untied_head_that_t5_does_not_store_is_the_embeddings() -> None:
+    cfg = small("t5", **GATED)
+    native = random_native(cfg)
+    stock = {name: tensor for name, tensor in to_stock(native, cfg).items() if name != "lm_head.weight"}
+    assert same(dict(to_native(stock, cfg)), native | {"head.weight": native["embed.weight"]})
 
 
 def test_both_directions_read_one_tensor_at_a_time() -> None:

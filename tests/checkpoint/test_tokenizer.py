@@ -1,5 +1,6 @@
 """Tokenizers from the files of checkpoints, and text in pieces as its tokens come."""
 
+import importlib.util
 import json
 import random
 import sys
@@ -315,6 +316,57 @@ def test_other_formats_go_through_transformers() -> None:
     assert tokenizer is not None
     assert tokenizer.encode("playing") == [2, 5, 6, 3]
     assert tokenizer.decode([2, 5, 6, 3]) == "playing"
+
+
+def sentence_pieces() -> bytes:
+    """A SentencePiece vocabulary as T5's: padding, end, unknown, then pieces with their scores."""
+    model = pytest.importorskip("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    plain = [*"abcdefghijklmnopqrstuvwxyz.,", "▁", "▁the", "▁in", "at", "▁hat"]
+    pieces = [("<pad>", 3), ("</s>", 3), ("<unk>", 2), *((piece, 1) for piece in plain)]
+    for number, (piece, kind) in enumerate(pieces):
+        model.pieces.add(piece=piece, score=-0.1 * number if kind == 1 else 0.0, type=kind)
+    model.trainer_spec.model_type = 1
+    model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = 0, 1, 2
+    return model.SerializeToString()
+
+
+PLAIN = [
+    "the cat in the hat",
+    " two  spaces\nand a line",
+    "the <extra_id_0> hat <extra_id_1>.",
+    "ünknown</s> ends",
+    ".",
+]
+
+
+def test_t5_as_transformers_reads_it(tmp_path: Path) -> None:
+    """From the SentencePiece file alone and from tokenizer.json: the same ids, with the end that an encoder is given."""
+    transformers = pytest.importorskip("transformers")
+    (tmp_path / "spiece.model").write_bytes(sentence_pieces())
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "fast")
+    for folder in (tmp_path, tmp_path / "fast"):
+        files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+        assert ("tokenizer.json" in files) == (folder != tmp_path)
+        ours = Tokenizer.from_files(files, {"model_type": "t5", "eos_token_id": 1})
+        assert ours is not None
+        assert ours.eos_ids == {1}
+        assert len(ours) == len(theirs) == 36 + 100
+        for text in PLAIN:
+            ids = ours.encode(text)
+            assert ids == theirs(text).input_ids
+            assert ids[-1] == 1
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+            stream = StreamDecoder(ours)
+            assert "".join([*map(stream.feed, ids), stream.flush()]) == ours.decode(ids)
+
+
+def test_sentence_pieces_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sentencepiece" else find(name))
+    with pytest.raises(MissingExtraError, match=r"spiece.model\) needs `sentencepiece`.*pip install 'modicum\[hf\]'"):
+        Tokenizer.from_files({"spiece.model": b""}, {"model_type": "t5"})
 
 
 @pytest.mark.parametrize(

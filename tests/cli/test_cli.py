@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import modicum
 from modicum import api, resources
-from modicum.checkpoint.hf import decoder_config
+from modicum.checkpoint.hf import language_config
 from modicum.cli import main
 from modicum.lm.decoder import Decoder
 from modicum.train.tokenizer import tokenizer_files, train_tokenizer
@@ -342,7 +342,7 @@ def test_compare_without_matplotlib_is_refused_before_measuring(monkeypatch, cap
 
 def test_inspect_does_not_take_a_mask_for_a_weight(monkeypatch, capsys, folders, tmp_path):
     sizes = {"vocab_size": 37, "n_positions": 41, "n_embd": 21, "n_layer": 2, "n_head": 3}
-    gpt2 = Decoder(decoder_config({"model_type": "gpt2", **sizes}))
+    gpt2 = Decoder(language_config({"model_type": "gpt2", **sizes}))
     modicum.save(gpt2, tmp_path / "gpt2")
     weights = tmp_path / "gpt2" / "model.safetensors"
     state = load_file(weights)

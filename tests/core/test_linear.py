@@ -5,7 +5,7 @@ import torch
 
 from modicum.core.linear import ACTIVATIONS, Projections, dense_state
 from modicum.errors import UsageError
-from tests.helpers import tiny
+from tests.helpers import tiny, tiny_t5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -41,6 +41,20 @@ def test_an_activation_within_the_product_is_the_activation(activation, dtype):
         assert all((y - wanted).abs().max() < tolerance for y, wanted in zip(outputs, expected, strict=True))
     # The two kinds of GELU differ, and so would the results if one were taken for the other.
     assert (ACTIVATIONS["gelu"](x.float()) - ACTIVATIONS["gelu_tanh"](x.float())).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_encoder_decoder_is_packed_likewise(tied):
+    model = tiny_t5(tie_embeddings=tied, gated=not tied)
+    ids, text = torch.randint(0, 29, (3, 7)), torch.randint(0, 29, (3, 5))
+    with torch.no_grad():
+        before, state = model(ids, text), {name: t.clone() for name, t in model.dense_state().items()}
+        packed = model.for_inference()
+        assert (packed(ids, text) - before).abs().max() <= before.abs().max() * 1e-5
+    assert state.keys() == packed.dense_state().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in packed.dense_state().items())
+    with pytest.raises(UsageError, match="packed for inference"):
+        model.train()
 
 
 def test_a_packed_model_refuses_training():

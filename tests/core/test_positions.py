@@ -1,4 +1,4 @@
-"""Rotary frequencies against `transformers`, and rotations by hand."""
+"""Rotary frequencies and relative buckets against `transformers`, rotations and biases by hand."""
 
 import math
 
@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from modicum.config import RopeConfig
-from modicum.core.positions import Rope, frequencies
+from modicum.core.positions import RelativeBias, Rope, distance_buckets, frequencies
 
 CASES = [
     {"scaling": "linear", "factor": 2.5},
@@ -60,3 +61,38 @@ def test_precision_does_not_follow_the_model():
     rope = Rope(RopeConfig(rotary_dim=8))
     before = rope.frequencies.clone()
     assert torch.equal(rope.to(torch.bfloat16).frequencies, before)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(("n_buckets", "farthest"), [(32, 128), (8, 11), (7, 19), (4, 3), (5, 9), (64, 1000)])
+def test_buckets_equal_those_of_transformers(n_buckets, farthest, bidirectional):
+    distance = torch.arange(-farthest, farthest + 1 if bidirectional else 1)
+    settings = {"bidirectional": bidirectional, "num_buckets": n_buckets, "max_distance": farthest}
+    expected = T5Attention._relative_position_bucket(distance, **settings)
+    ours = distance_buckets(n_buckets, farthest, bidirectional=bidirectional)
+    assert torch.equal(ours, expected)
+    # Whatever is farther shares the last bucket.
+    beyond = T5Attention._relative_position_bucket(distance[[0, -1]] * 7, **settings)
+    assert torch.equal(beyond, ours[[0, -1]])
+
+
+def test_relative_bias_by_hand():
+    """Six buckets up to distance 7: 0, 1, 2 have their own; 3 has the fourth, 4 and 5 the fifth, 6 and more the last."""
+    bias = RelativeBias(2, 6, 7, bidirectional=False).requires_grad_(False)
+    bias.weight.copy_(torch.arange(6.0)[:, None] + torch.tensor([0.0, 100.0]))
+    # Two rows at their own positions; keys after a query are as if at its place, and hidden by whoever calls.
+    got = bias(torch.tensor([[9, 10], [2, 3]]), 11)
+    assert got.shape == (2, 2, 2, 11)
+    assert got[0, 0, 0].tolist() == [5, 5, 5, 5, 4, 4, 3, 2, 1, 0, 0]
+    assert got[0, 1, 1].tolist() == [105, 105, 105, 105, 105, 104, 104, 103, 102, 101, 100]
+    assert got[1, 0, 0].tolist() == [2, 1] + [0] * 9
+    # Both ways: keys ahead have the second half of the buckets.
+    bias = RelativeBias(1, 4, 3, bidirectional=True).requires_grad_(False)
+    bias.weight.copy_(torch.arange(4.0)[:, None])
+    assert bias(torch.arange(4)[None], 4)[0, 0].tolist() == [[0, 3, 3, 3], [1, 0, 3, 3], [1, 1, 0, 3], [1, 1, 1, 0]]
+
+
+def test_buckets_are_no_weights():
+    bias = RelativeBias(2, 6, 7, bidirectional=False).to(torch.bfloat16)
+    assert bias.buckets.dtype == torch.int64
+    assert list(bias.state_dict()) == ["weight"]

@@ -1,4 +1,4 @@
-"""config.json of the stock Hugging Face layout to `DecoderConfig` and back, for every native family."""
+"""config.json of the stock Hugging Face layout to our configurations and back, for every native family."""
 
 import dataclasses
 import typing
@@ -8,11 +8,12 @@ from typing import Any
 from modicum.checkpoint.hf_families import ACTIVATIONS, FAMILIES, SWITCHED_OFF, Family
 from modicum.checkpoint.hf_fields import UnknownFamilyError, flag, integer, number, refuse, shown
 from modicum.checkpoint.hf_rope import OUTSIDE_KEYS, read_rope, write_rope
-from modicum.config import DecoderConfig
+from modicum.checkpoint.hf_t5 import read_t5, written_projection
+from modicum.config import DecoderConfig, EncoderDecoderConfig, LanguageConfig
 from modicum.errors import CheckpointError, UsageError
 
 NATIVE_FAMILIES = tuple(FAMILIES)
-_FIELD_TYPES = typing.get_type_hints(DecoderConfig)
+_FIELD_TYPES = typing.get_type_hints(EncoderDecoderConfig) | typing.get_type_hints(DecoderConfig)
 _DTYPES = typing.get_args(_FIELD_TYPES["dtype"])
 _LAYER_TYPES = {
     "full_attention": "full_attention",
@@ -21,11 +22,11 @@ _LAYER_TYPES = {
 }
 
 
-def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
+def language_config(config: Mapping[str, Any]) -> LanguageConfig:
     """The model that a config.json describes, written by `transformers` 4 or 5.
 
     A key that changes what the model computes is honoured or refused; any other is ignored. `num_key_value_heads` is
-    honoured for gpt2 and gpt_neox too, whose stock classes do not know it. Where no dtype is given it is float32.
+    honoured for gpt2, gpt_neox and t5 too, whose stock classes do not know it. Where no dtype is given it is float32.
 
     Raises:
         UnknownFamilyError: `model_type` has no native code.
@@ -41,24 +42,25 @@ def decoder_config(config: Mapping[str, Any]) -> DecoderConfig:
     family = FAMILIES[name]
     # JSON's null and an absent key mean the same, except where a reader looks for the key itself.
     config = {family.aliases.get(key, key): value for key, value in config.items()}
-    for key, off in SWITCHED_OFF.items():
+    for key, off in {**SWITCHED_OFF, **family.switches}.items():
         if config.get(key) not in off:
             raise refuse(key, config[key], f"{shown(off[-1])}, because it does not implement this")
     values = {ours: _value(config, key, ours, family.defaults[ours]) for ours, key in family.keys.items()}
     _derive_sizes(config, values)
-    values |= {
-        "windows": _windows(config, family, values["n_layers"]),
-        "dtype": stored_dtype(config),
-        "rope": family.rope
-        and read_rope(
+    values["dtype"] = stored_dtype(config)
+    if family.config is EncoderDecoderConfig:
+        read_t5(config, values)
+    else:
+        values["windows"] = _windows(config, family, values["n_layers"])
+    if family.rope is not None:
+        values["rope"] = read_rope(
             config,
             head_dim=values["head_dim"],
             max_seq_len=values["max_seq_len"],
             partial=family.rope == "partial",
-        ),
-    }
+        )
     try:
-        return DecoderConfig(family=name, **family.constants, **values)
+        return family.config(family=name, **family.constants, **values)
     except UsageError as error:
         raise CheckpointError(f"config.json: {error}") from error
 
@@ -143,7 +145,7 @@ def stored_dtype(config: Mapping[str, Any]) -> str:
     return name
 
 
-def stock_config(cfg: DecoderConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def stock_config(cfg: LanguageConfig, base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The config.json of a model, readable by `transformers` 4 and 5.
 
     Args:
@@ -161,16 +163,16 @@ def stock_config(cfg: DecoderConfig, base: Mapping[str, Any] | None = None) -> d
         result = {**head, "bos_token_id": None, "eos_token_id": None, **written}
     else:
         result = _carried_through(cfg, written, base)
-    kept = decoder_config(result)
-    for item in dataclasses.fields(DecoderConfig):
+    kept = language_config(result)
+    for item in dataclasses.fields(cfg):
         wanted, got = getattr(cfg, item.name), getattr(kept, item.name)
         if wanted != got:
             raise UsageError(f"`{item.name}` is {wanted}, and the {cfg.family} layout can only hold {got}: change it")
     return result
 
 
-def _carried_through(cfg: DecoderConfig, written: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    before = decoder_config(base)
+def _carried_through(cfg: LanguageConfig, written: dict[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    before = language_config(base)
     if before.family != cfg.family:
         raise UsageError(f"the base config.json is of family {before.family} and the model of {cfg.family}: drop it")
     as_before = _written(before)
@@ -188,22 +190,27 @@ def _other_spellings(family: str, key: str) -> list[str]:
         others += OUTSIDE_KEYS
     if key == FAMILIES[family].keys["n_layers"]:
         others.append("layer_types")
+    if key == "feed_forward_proj":
+        others += ["dense_act_fn", "is_gated_act"]
     return others
 
 
-def _written(cfg: DecoderConfig) -> dict[str, Any]:
+def _written(cfg: LanguageConfig) -> dict[str, Any]:
     """Every key that says something about `cfg`, in the spelling of both generations where they differ."""
     family = FAMILIES[cfg.family]
     result = {key: getattr(cfg, ours) for ours, key in family.keys.items()}
-    result[family.keys["activation"]] = _activation_name(cfg, family)
-    if "head_dim" not in family.keys and cfg.n_kv_heads == cfg.n_heads:
+    if not family.grouped and cfg.n_kv_heads == cfg.n_heads:
         # The stock classes of these families do not know the key: without groups the files stay entirely stock.
         del result["num_key_value_heads"]
+    result |= {"dtype": cfg.dtype, "torch_dtype": cfg.dtype}
+    if isinstance(cfg, EncoderDecoderConfig):
+        return {**result, "feed_forward_proj": written_projection(cfg), "is_encoder_decoder": True}
+    result[family.keys["activation"]] = _activation_name(cfg, family)
     if cfg.rope is not None:
         result |= write_rope(cfg.rope, head_dim=cfg.head_dim, partial=family.rope == "partial")
     if family.windows != "none":
         result |= _written_windows(cfg, family)
-    return {**result, "dtype": cfg.dtype, "torch_dtype": cfg.dtype}
+    return result
 
 
 def _activation_name(cfg: DecoderConfig, family: Family) -> str:

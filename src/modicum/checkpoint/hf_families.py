@@ -1,4 +1,4 @@
-"""What the config.json of each family calls the fields of `DecoderConfig`, and what it means by leaving one out.
+"""What the config.json of each family calls the fields of our configurations, and what it means by leaving one out.
 
 Absent keys have the meaning that the family's class in `transformers` 5 gives them.
 """
@@ -7,20 +7,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modicum.config import DecoderConfig, EncoderDecoderConfig
+
 FFN_BIASED = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family: `keys` maps a field of `DecoderConfig` to its key; a field without a key is in `constants`."""
+    """One family: `keys` maps a field of `config` to its key; a field without a key is in `constants`.
+
+    `grouped`: whether the stock class knows key-value heads. `switches`: beyond `SWITCHED_OFF`, or instead of it.
+    """
 
     architecture: str
+    config: type[DecoderConfig] | type[EncoderDecoderConfig] = DecoderConfig
     keys: Mapping[str, str]
     defaults: Mapping[str, Any]
     constants: Mapping[str, Any] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)  # other spelling -> key
     rope: Literal["whole", "partial"] | None = "whole"
     windows: Literal["none", "all layers", "by layer"] = "none"
+    grouped: bool = True
+    switches: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
 # `head_dim` and `n_kv_heads` default to None where they follow from other fields.
@@ -112,6 +120,7 @@ FAMILIES: dict[str, Family] = {
             "num_hidden_layers": "n_layer",
         },
         rope=None,
+        grouped=False,
     ),
     "gpt_neox": Family(
         architecture="GPTNeoXForCausalLM",
@@ -139,6 +148,57 @@ FAMILIES: dict[str, Family] = {
         },
         constants={"norm": "layer", "gated": False, "ffn_bias": True},
         rope="partial",
+        grouped=False,
+    ),
+    # Activation and gate are one key, and three fields depend on others: see `hf_t5`.
+    "t5": Family(
+        architecture="T5ForConditionalGeneration",
+        config=EncoderDecoderConfig,
+        keys={
+            "vocab_size": "vocab_size",
+            "dim": "d_model",
+            "n_encoder_layers": "num_layers",
+            "n_layers": "num_decoder_layers",
+            "n_heads": "num_heads",
+            "n_kv_heads": "num_key_value_heads",
+            "head_dim": "d_kv",
+            "ffn_dim": "d_ff",
+            "norm_eps": "layer_norm_epsilon",
+            "relative_buckets": "relative_attention_num_buckets",
+            "relative_max_distance": "relative_attention_max_distance",
+            "tie_embeddings": "tie_word_embeddings",
+            "scale_head": "scale_decoder_outputs",
+            "decoder_start_id": "decoder_start_token_id",
+        },
+        defaults={
+            "vocab_size": 32128,
+            "dim": 512,
+            "n_encoder_layers": 6,
+            "n_layers": None,
+            "n_heads": 8,
+            "n_kv_heads": None,
+            "head_dim": 64,
+            "ffn_dim": 2048,
+            "norm_eps": 1e-6,
+            "relative_buckets": 32,
+            "relative_max_distance": 128,
+            "tie_embeddings": True,
+            "scale_head": None,
+            "decoder_start_id": None,
+        },
+        aliases={
+            "hidden_size": "d_model",
+            "head_dim": "d_kv",
+            "num_attention_heads": "num_heads",
+            "num_hidden_layers": "num_layers",
+        },
+        rope=None,
+        grouped=False,
+        switches={
+            "is_encoder_decoder": (None, True),
+            "is_decoder": (None, False),
+            "tie_encoder_decoder": (None, False),
+        },
     ),
 }
 

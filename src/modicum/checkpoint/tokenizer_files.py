@@ -150,9 +150,12 @@ def _add_template(backend: tokenizers.Tokenizer, settings: Mapping[str, Any]) ->
 
 
 def _through_transformers(files: Mapping[str, bytes], config: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    if importlib.util.find_spec("transformers") is None:
-        names = ", ".join(name for name in sorted(files) if has_tokenizer({name: b""}))
-        raise MissingExtraError("transformers", "hf", f"a tokenizer without tokenizer.json ({names})")
+    # It reads a vocabulary of SentencePiece with that package's help.
+    needed = ["transformers"] + ["sentencepiece"] * any(name.endswith(".model") for name in files)
+    for package in needed:
+        if importlib.util.find_spec(package) is None:
+            names = ", ".join(name for name in sorted(files) if has_tokenizer({name: b""}))
+            raise MissingExtraError(package, "hf", f"a tokenizer without tokenizer.json ({names})")
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:

@@ -93,26 +93,43 @@ def show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = Console(highlight=False)
-    for name in ("family", "parameters", "layers", "width", "context", "vocabulary", "dtype", "file_bytes"):
-        value = facts[name]
+    names = (
+        "family",
+        "parameters",
+        "encoder_layers",
+        "layers",
+        "width",
+        "context",
+        "vocabulary",
+        "dtype",
+        "file_bytes",
+    )
+    for name in names:
+        value = facts.get(name)
+        if value is None:
+            continue
         label = name.replace("_", " ")
         console.print(f"{label:<16} {value:,}" if isinstance(value, int) else f"{label:<16} {value}")
     console.print(f"{'heads':<16} {facts['query_heads']} query, {facts['kv_heads']} key-value, of {facts['head_dim']}")
-    table = Table("key-value heads", "KV bytes/token", "cache at full context", "saved", "parameters", box=None)
+    limited = facts["context"] is not None
+    whole = ["cache at full context"] if limited else []
+    table = Table("key-value heads", "KV bytes/token", *whole, "saved", "parameters", box=None)
     for row in facts["groups"]:
         table.add_row(
             str(row["kv_heads"]),
             f"{row['kv_bytes_per_token']:,}",
-            f"{row['cache_bytes'] / 1e6:,.1f} MB",
+            *([f"{row['cache_bytes'] / 1e6:,.1f} MB"] if limited else []),
             f"{row['saved']:.0%}",
             f"{row['parameters']:,}",
             style="bold" if row["kv_heads"] == facts["kv_heads"] else None,
         )
     console.print(table)
-    for limited in facts["windows"]:
+    if "encoder_layers" in facts:
+        console.print("Key-value heads are the decoder's; a token takes as much whether it is read or written.")
+    for window in facts["windows"]:
         console.print(
-            f"The cache holds the full context in every layer, of which {limited['layers']} of {facts['layers']} see only "
-            f"the last {limited['window']:,} tokens."
+            f"The cache holds the full context in every layer, of which {window['layers']} of {facts['layers']} see only "
+            f"the last {window['window']:,} tokens."
         )
 
 
@@ -132,9 +149,13 @@ def gather(model: str, views: tuple[int, int], *, measure: bool) -> dict[str, An
 
 
 def gather_text(config: Any, dtype: str) -> dict[str, Any]:
-    """The facts of a decoder whose weights and cache are of `dtype`."""
+    """The facts of a language model whose weights and cache are of `dtype`. `context` is None where nothing limits it."""
     import torch
 
+    from modicum.config import EncoderDecoderConfig
+
+    encoder = {"encoder_layers": config.n_encoder_layers} if isinstance(config, EncoderDecoderConfig) else {}
+    context = None if encoder else config.max_seq_len
     groups = []
     for kv_heads in [g for g in range(config.n_kv_heads, 0, -1) if config.n_kv_heads % g == 0]:
         per_token = 2 * config.n_layers * kv_heads * config.head_dim * getattr(torch, dtype).itemsize
@@ -143,22 +164,24 @@ def gather_text(config: Any, dtype: str) -> dict[str, Any]:
             {
                 "kv_heads": kv_heads,
                 "kv_bytes_per_token": per_token,
-                "cache_bytes": per_token * config.max_seq_len,
+                "cache_bytes": None if context is None else per_token * context,
                 "saved": fewer / config.n_kv_heads,
                 "parameters": count_parameters(replace(config, n_kv_heads=kv_heads)),
             }
         )
     # A window as long as the context limits nothing.
-    windows = Counter(window for window in config.windows if window is not None and window < config.max_seq_len)
+    given = () if encoder else config.windows
+    windows = Counter(window for window in given if window is not None and window < config.max_seq_len)
     return {
         "family": config.family,
         "parameters": groups[0]["parameters"],
+        **encoder,
         "layers": config.n_layers,
         "width": config.dim,
         "query_heads": config.n_heads,
         "kv_heads": config.n_kv_heads,
         "head_dim": config.head_dim,
-        "context": config.max_seq_len,
+        "context": context,
         "vocabulary": config.vocab_size,
         "dtype": dtype,
         "kv_bytes_per_token": groups[0]["kv_bytes_per_token"],
@@ -169,12 +192,6 @@ def gather_text(config: Any, dtype: str) -> dict[str, Any]:
 
 def count_parameters(config: Any) -> int:
     """How many numbers a model of this configuration learns; a tied head is the embedding, counted once."""
-    import torch
+    from modicum.assembly import empty
 
-    from modicum.lm.decoder import Decoder
-
-    with torch.device("meta"):
-        model = Decoder(config)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in empty(config).parameters())

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modicum.core.attention import Attention, AttentionConfig
+from modicum.core.attention import Attention, AttentionConfig, Context
 from modicum.core.linear import ACTIVATIONS, Linear, Projections
 
 
@@ -46,7 +46,10 @@ class StochasticDepth(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then + ffn(norm(that)); `parallel` lets both read x (GPT-NeoX)."""
+    """Pre-norm block: x + attention(norm(x)), then + ffn(norm(that)); `parallel` lets both read x (GPT-NeoX).
+
+    With `context_dim`, + cross(norm(that)) stands between the two: attention to a context of that width (1706.03762).
+    """
 
     def __init__(
         self,
@@ -61,16 +64,25 @@ class Block(nn.Module):
         ffn_bias: bool,
         parallel: bool = False,
         stochastic_depth: float = 0.0,
+        context_dim: int | None = None,
         along: type[Attention] = Attention,
     ) -> None:
         super().__init__()
         self.parallel = parallel
         self.attention_norm = norm(norm_kind, attention.dim, norm_eps)
         self.attention = along(attention, layer)
+        if context_dim is not None:
+            self.cross_norm = norm(norm_kind, attention.dim, norm_eps)
+            self.cross = Attention(attention, layer, context_dim)
         self.ffn_norm = norm(norm_kind, attention.dim, norm_eps)
         self.ffn = FeedForward(attention.dim, ffn_dim, activation, gated=gated, bias=ffn_bias)
         self.drop = StochasticDepth(stochastic_depth)
 
-    def forward(self, x_BLD: Tensor, **attention: Any) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, *, context: Context | None = None, context_mask: Tensor | None = None, **attention: Any
+    ) -> Tensor:
         attended_BLD = x_BLD + self.drop(self.attention(self.attention_norm(x_BLD), **attention))
+        if context is not None:
+            read_BLD = self.cross(self.cross_norm(attended_BLD), context=context, mask=context_mask)
+            attended_BLD = attended_BLD + self.drop(read_BLD)
         return attended_BLD + self.drop(self.ffn(self.ffn_norm(x_BLD if self.parallel else attended_BLD)))

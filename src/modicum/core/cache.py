@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from modicum.core.attend import visibility
 from modicum.errors import UsageError
 
 
@@ -36,6 +37,7 @@ class KVCache:
         self.rows_B1 = torch.arange(batch, device=device)[:, None]
         self.longest = 0
         self.uniform = True
+        self.context: ContextCache | None = None  # of a decoder with cross-attention
 
     def positions(self, n_tokens: int) -> Tensor:
         """Positions of the next `n_tokens` tokens of every row: int64 [B, L]."""
@@ -84,7 +86,56 @@ class KVCache:
         self.k_NBGMK, self.v_NBGMK = self.k_NBGMK[:, index], self.v_NBGMK[:, index]
         self.lengths_B, self.rows_B1 = self.lengths_B[index], self.rows_B1[: len(rows)]
         self._measure(known, self.longest, True)
+        if self.context is not None:
+            self.context.keep(rows)
 
     def _measure(self, known: list[int] | None, bound: int, same: bool) -> None:
         self.longest = bound if known is None else max(known)
         self.uniform = (self.uniform and same) if known is None else min(known) == max(known)
+
+
+class ContextCache:
+    """Keys and values for cross-attention: of what B rows read, such as an encoder's output, computed once per request.
+
+    Row b has `lengths[b]` slots and is padded to the longest; `mask` hides the padding, [B, 1, 1, M], None without any.
+    """
+
+    def __init__(
+        self,
+        n_layers: int,
+        lengths: list[int],
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.lengths = lengths
+        shape = (n_layers, len(lengths), n_kv_heads, max(lengths), head_dim)
+        self.k_NBGMK = torch.zeros(shape, dtype=dtype, device=device)
+        self.v_NBGMK = torch.zeros(shape, dtype=dtype, device=device)
+        self.mask = self._mask()
+
+    def write(self, layer: int, rows_B: Tensor, k_BGMK: Tensor, v_BGMK: Tensor) -> None:
+        """Store a layer's keys and values of these rows, [B, G, M, K] each, from slot 0 on."""
+        n_slots = k_BGMK.shape[2]
+        self.k_NBGMK[layer, rows_B, :, :n_slots] = k_BGMK
+        self.v_NBGMK[layer, rows_B, :, :n_slots] = v_BGMK
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, [B, G, M, K] each."""
+        return self.k_NBGMK[layer], self.v_NBGMK[layer]
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all rows but these."""
+        self.lengths = [self.lengths[row] for row in rows]
+        index, longest = torch.tensor(rows, device=self.k_NBGMK.device), max(self.lengths)
+        self.k_NBGMK = self.k_NBGMK[:, index, :, :longest]
+        self.v_NBGMK = self.v_NBGMK[:, index, :, :longest]
+        self.mask = self._mask()
+
+    def _mask(self) -> Tensor | None:
+        if min(self.lengths) == max(self.lengths):
+            return None
+        last_B1 = torch.tensor(self.lengths, device=self.k_NBGMK.device)[:, None] - 1
+        return visibility(last_B1, max(self.lengths), None, self.k_NBGMK.dtype)

@@ -1,4 +1,4 @@
-"""Rotary positions and the four ways in use of stretching them."""
+"""Rotary positions, the four ways in use of stretching them, and T5's relative positions."""
 
 import math
 from collections.abc import Callable
@@ -112,3 +112,44 @@ def _yarn_magnitude(config: RopeConfig) -> float:
     if config.mscale and config.mscale_all_dim:
         return magnitude(config.mscale) / magnitude(config.mscale_all_dim)
     return magnitude(1.0)
+
+
+class RelativeBias(nn.Module):
+    """T5's relative positions (1910.10683, section 2.1): a learned number per head and distance, added to the scores.
+
+    Distances share numbers by buckets (`distance_buckets`). One table, [buckets, H], serves all layers of a stack.
+    """
+
+    buckets: Tensor
+
+    def __init__(self, n_heads: int, n_buckets: int, max_distance: int, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(n_buckets, n_heads))
+        self.ahead = max_distance if bidirectional else 0
+        self.behind = max_distance
+        # On the CPU, where a rounded logarithm is the same for every model, and out of what a checkpoint holds.
+        buckets = distance_buckets(n_buckets, max_distance, bidirectional=bidirectional)
+        self.register_buffer("buckets", buckets, persistent=False)
+
+    def forward(self, positions_BL: Tensor, n_slots: int) -> Tensor:
+        """What is added to the scores of queries at `positions_BL` and keys at 0 ... n_slots - 1: [B, H, L, M]."""
+        slots_M = torch.arange(n_slots, device=positions_BL.device)
+        distance_BLM = (slots_M - positions_BL[..., None]).clamp(-self.behind, self.ahead)
+        by_distance = self.weight[self.buckets].T  # [H, distances], nearest last or in the middle
+        return by_distance[:, distance_BLM + self.behind].transpose(0, 1)
+
+
+def distance_buckets(n_buckets: int, max_distance: int, *, bidirectional: bool) -> Tensor:
+    """The bucket of a key that stands -max_distance ... max_distance tokens after its query (... 0 if not bidirectional).
+
+    The nearer half of the distances have a bucket each; beyond them buckets widen logarithmically, and the last one holds
+    `max_distance` and everything farther. Looking both ways, keys behind a query have the first half of the buckets and
+    keys ahead of it the second.
+    """
+    per_side = n_buckets // 2 if bidirectional else n_buckets
+    exact = per_side // 2
+    distance = torch.arange(max_distance + 1, device="cpu")
+    share = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (share * (per_side - exact)).long()).clamp(max=per_side - 1)
+    bucket = torch.where(distance < exact, distance, far)
+    return torch.cat([bucket.flip(0), bucket[1:] + per_side]) if bidirectional else bucket.flip(0)

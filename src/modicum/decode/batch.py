@@ -16,10 +16,15 @@ from modicum.decode.text import RowText
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One prompt and everything that decides its continuation."""
+    """One prompt and everything that decides its continuation.
+
+    `prompt` is what the written text begins with. A model that reads one text and writes another begins with its start
+    token, and reads `source`.
+    """
 
     index: int  # place in the caller's list
     prompt: list[int]
+    source: list[int] | None = None
     key: int  # of its random stream
     params: SamplingParams
     max_total: int  # tokens at which it ends: prompt + max_new_tokens, or the context
@@ -126,6 +131,11 @@ class Batch:
     def _measure(self) -> None:
         self.lengths = [len(row.tokens) for row in self.rows]
         self.lengths_B = torch.tensor(self.lengths, device=self.device)
+
+    @property
+    def sources(self) -> list[list[int]]:
+        """What each row's model reads before it writes; none for models that only continue."""
+        return [row.request.source for row in self.rows if row.request.source is not None]
 
     @property
     def last_B1(self) -> Tensor:

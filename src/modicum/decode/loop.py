@@ -50,6 +50,15 @@ def run(batch: Batch, engine: Engine) -> list[Row]:
     return done
 
 
+def open_cache(model: Any, sources: list[list[int]], tokens_BM: Tensor, counts: list[int], capacity: int) -> Any:
+    """A cache of `capacity` tokens per row that has read the first `counts[b]` of each, and its source if it has one."""
+    cache = model.new_cache(len(counts), capacity)
+    if sources:
+        model.read(sources, cache)
+    prefill(model, cache, tokens_BM, counts)
+    return cache
+
+
 def prefill(model: Any, cache: Any, tokens_BM: Tensor, counts: list[int], chunk: int = PREFILL_CHUNK) -> None:
     """Put the first `counts[b]` tokens of each row into an empty cache. Rows are padded at the right."""
     if hasattr(model, "prefill"):
@@ -59,7 +68,7 @@ def prefill(model: Any, cache: Any, tokens_BM: Tensor, counts: list[int], chunk:
     nothing_BN = torch.zeros(len(counts), 0, dtype=torch.int64, device=tokens_BM.device)
     for start in range(0, max(counts), chunk):
         end = min(start + chunk, max(counts))
-        model(tokens_BM[:, start:end], cache, at_BN=nothing_BN)
+        model(tokens_BM[:, start:end], cache=cache, at_BN=nothing_BN)
         known = [min(count, end) for count in counts]
         cache.commit(counts_B.clamp(max=end) - cache.lengths_B, known)
 
@@ -73,12 +82,12 @@ class PlainEngine:
         self.model = model
 
     def start(self, batch: Batch) -> None:
-        self.cache = self.model.new_cache(len(batch.rows), batch.tokens_BM.shape[1])
-        prefill(self.model, self.cache, batch.tokens_BM, [length - 1 for length in batch.lengths])
+        counts, capacity = [length - 1 for length in batch.lengths], batch.tokens_BM.shape[1]
+        self.cache = open_cache(self.model, batch.sources, batch.tokens_BM, counts, capacity)
 
     def step(self, batch: Batch) -> Loop:
         began = perf_counter()
-        logits_BV = self.model(batch.last_B1, self.cache)[:, -1, : batch.vocab_size]
+        logits_BV = self.model(batch.last_B1, cache=self.cache)[:, -1, : batch.vocab_size]
         token_B, valid_B = choose(batch, logits_BV)
         tokens, valid = token_B.tolist(), bool(valid_B.all())
         refuse_invalid(valid)

@@ -1,7 +1,5 @@
 """The decoder-only language model behind every native family."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -10,23 +8,18 @@ from modicum.core.attend import visibility
 from modicum.core.attention import AttentionConfig
 from modicum.core.block import Block, norm
 from modicum.core.cache import KVCache
-from modicum.core.linear import Linear, Packable, dense_state, pack
+from modicum.core.linear import Linear
 from modicum.core.positions import Rope
 from modicum.errors import UsageError
+from modicum.lm.language_model import LanguageModel
 
 
-class Decoder(Packable):
+class Decoder(LanguageModel):
     """Token ids to logits: Llama, Mistral, Qwen 2 and 3, GPT-2 and GPT-NeoX are settings of `DecoderConfig`.
 
     `model(ids)` scores a whole text. `model(ids, cache)` scores tokens that follow what the cache holds; it writes their
     keys and values but does not advance the cache: whoever calls decides how many of them to keep (`cache.commit`).
     """
-
-    tokenizer: Any = None
-    stock_config: dict[str, Any] | None = None  # config.json as it was read, carried through to `save`
-    files: dict[str, bytes] | None = None  # tokenizer and other files, likewise
-    eos_ids: frozenset[int] = frozenset()
-    ragged = True  # every row of a batch keeps a length of its own
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -116,35 +109,3 @@ class Decoder(Packable):
             raise UsageError(
                 f"{n_tokens} tokens are more than this model's context of {self.config.max_seq_len}: shorten the text"
             )
-
-    @property
-    def device(self) -> torch.device:
-        return self.embed.weight.device
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Keys and values of one token over all layers, in bytes."""
-        c = self.config
-        return 2 * c.n_layers * c.n_kv_heads * c.head_dim * self.embed.weight.element_size()
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache for `batch` rows of at most `capacity` tokens, on the model's device, in its dtype."""
-        c = self.config
-        dtype = self.embed.weight.dtype
-        return KVCache(c.n_layers, batch, c.n_kv_heads, capacity, c.head_dim, dtype=dtype, device=self.device)
-
-    def for_inference(self) -> "Decoder":
-        """Pack the weights in place for the device they are on; evaluation mode from here on. Returns the model."""
-        self.eval()
-        if self.config.tie_embeddings and self.head.packed is None:
-            # The embedding reads rows of the plain table, so a tied head keeps it and packs a view of its own.
-            self.head.weight = nn.Parameter(self.embed.weight.detach(), requires_grad=False)
-        pack(self)
-        return self
-
-    def dense_state(self) -> dict[str, Tensor]:
-        """The state dict as if never packed; a tied head is left out."""
-        state = dense_state(self)
-        if self.config.tie_embeddings:
-            state.pop("head.weight", None)
-        return state

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modicum.decode.batch import Batch, Loop
-from modicum.decode.loop import prefill, refuse_invalid
+from modicum.decode.loop import open_cache, refuse_invalid
 from modicum.decode.sampling import greedy, seen_prefixes
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
 from modicum.speculative.drafters.base import Draft, Drafter
@@ -24,8 +24,8 @@ class SpeculativeEngine:
     def start(self, batch: Batch) -> None:
         # Rows near their end are padded up to the longest draft in the batch: those slots are never committed.
         capacity = batch.tokens_BM.shape[1] + self.num_draft_tokens + 1
-        self.cache = self.target.new_cache(len(batch.rows), capacity)
-        prefill(self.target, self.cache, batch.tokens_BM, [length - 1 for length in batch.lengths])
+        counts = [length - 1 for length in batch.lengths]
+        self.cache = open_cache(self.target, batch.sources, batch.tokens_BM, counts, capacity)
         self.drafter.start(batch, capacity)
 
     def step(self, batch: Batch) -> Loop:
@@ -36,7 +36,7 @@ class SpeculativeEngine:
         draft = self.drafter.propose(batch, allowed, noise_BNP)
         drafted = perf_counter()
         ids_BN = torch.cat([batch.last_B1, draft.tokens_BC], dim=1)
-        logits_BNV = self.target(ids_BN, self.cache)[..., : batch.vocab_size]
+        logits_BNV = self.target(ids_BN, cache=self.cache)[..., : batch.vocab_size]
         accepted = judge(batch, logits_BNV, draft, noise_BNP)
         # The one transfer to the host in a loop.
         table = torch.cat(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from modicum.decode.batch import Batch
-from modicum.decode.loop import prefill
+from modicum.decode.loop import open_cache
+from modicum.decode.prompts import reads_apart
 from modicum.decode.random import Purpose
 from modicum.decode.sampling import draw, greedy, seen_prefixes
 from modicum.errors import UsageError
@@ -23,6 +24,10 @@ class ModelDrafter:
     def check(self, target: Any) -> None:
         if not self.model.ragged:
             self.model.check_speculation()
+        if reads_apart(self.model) != reads_apart(target):
+            raise UsageError(
+                f"the draft {_kind(self.model)} and the target {_kind(target)}: choose a draft of the target's kind"
+            )
         ours, theirs = self.model.tokenizer, target.tokenizer
         if ours is None or theirs is None:
             return  # token ids are the caller's own
@@ -33,9 +38,10 @@ class ModelDrafter:
             )
 
     def start(self, batch: Batch, capacity: int) -> None:
-        self.cache = self.model.new_cache(len(batch.rows), capacity)
         counts = [length - 1 for length in batch.lengths]
-        prefill(self.model, self.cache, self._readable(batch.tokens_BM), counts)
+        last = self.model.config.vocab_size - 1
+        sources = [[min(token, last) for token in source] for source in batch.sources]
+        self.cache = open_cache(self.model, sources, self._readable(batch.tokens_BM), counts, capacity)
         self.read = counts  # tokens in the cache, per row
 
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
@@ -48,7 +54,7 @@ class ModelDrafter:
         probs: list[Tensor | None] = []
         for offset in range(max(counts)):
             if offset:
-                logits_BV = self.model(tokens[-1][:, None], self.cache)[:, -1]
+                logits_BV = self.model(tokens[-1][:, None], cache=self.cache)[:, -1]
                 self._commit([1] * len(counts))
             seen_BV = self._seen(batch, tokens)
             token_B, probs_BV = self._draw(batch, self._fit(logits_BV, batch.vocab_size), seen_BV, noise_BNP, offset)
@@ -73,7 +79,7 @@ class ModelDrafter:
             columns_BL = self.cache.lengths_B[:, None] + torch.arange(max(behind), device=batch.device)
             ids_BL = batch.tokens_BM.gather(1, columns_BL.clamp(max=batch.tokens_BM.shape[1] - 1))
             last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
-        logits_BV = self.model(self._readable(ids_BL), self.cache, at_BN=last_B1)[:, -1]
+        logits_BV = self.model(self._readable(ids_BL), cache=self.cache, at_BN=last_B1)[:, -1]
         self._commit(behind)
         return logits_BV
 
@@ -109,3 +115,7 @@ class ModelDrafter:
             return sampler.greedy(logits_BV, seen_BV) if sampler.penalised else greedy(logits_BV), None
         probs_BV = batch.sampler.probs(logits_BV, seen_BV)
         return draw(probs_BV, noise_BNP[:, offset, Purpose.DRAFT]), probs_BV
+
+
+def _kind(model: Any) -> str:
+    return "reads one text and writes another" if reads_apart(model) else "only continues text"
