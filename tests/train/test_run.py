@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 
 import modicum
 from modicum.errors import CheckpointError, UsageError
-from modicum.train.objective import causal_lm_loss
+from modicum.lm.objective import CausalLM
 from modicum.train.optim import learning_rate
 from modicum.train.recipe import OptimSection, read_recipe
 from modicum.train.run import train
-from modicum.train.state import Progress, load_state, save_state
+from modicum.train.state import Progress, load_state, save_state, saved_progress
 from modicum.train.text import Windows, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import train_tokenizer
 
@@ -142,7 +142,8 @@ def test_a_state_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         save_state(path, model, optimizer, Progress(step=6))
     assert path.read_bytes() == before
-    assert load_state(path, model, optimizer).step == 5
+    load_state(path, model, optimizer)
+    assert saved_progress(path).step == 5
 
 
 def test_a_second_run_and_a_missing_state_are_refused(recipe, tmp_path):
@@ -227,12 +228,12 @@ def test_the_cache_follows_its_sources(recipe, tmp_path):
     corpus = find_corpus(str(tmp_path / "text"), (".py",), (), 0.3)
     tokenizer = train_tokenizer(map(read_text, corpus.training.values()), 300)
     cache = tmp_path / "cache.npy"
-    before = np.array(tokenize(corpus.training, tokenizer, cache))
+    before = np.array(tokenize(corpus.training, tokenizer, 0, cache))
     stamp = cache.stat().st_mtime_ns
-    tokenize(corpus.training, tokenizer, cache)
+    tokenize(corpus.training, tokenizer, 0, cache)
     assert cache.stat().st_mtime_ns == stamp
     next(iter(corpus.training.values())).write_text("changed = True\n")
-    after = tokenize(corpus.training, tokenizer, cache)
+    after = tokenize(corpus.training, tokenizer, 0, cache)
     assert len(after) < len(before)
     assert (np.array(before) == 0).sum() == (np.array(after) == 0).sum() == len(corpus.training)
 
@@ -266,9 +267,9 @@ def test_losses_by_hand():
     model, teacher = constant([0.0, math.log(3.0)]), constant([0.0, 0.0])
     tokens = torch.tensor([[0, 0, 1]])
     entropy = (math.log(4) + math.log(4 / 3)) / 2
-    assert causal_lm_loss(model, tokens).item() == pytest.approx(entropy)
+    assert CausalLM(2).loss(model, tokens, 0).item() == pytest.approx(entropy)
     distance = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    loss = causal_lm_loss(model, tokens, teacher, weight=0.75).item()
+    loss = CausalLM(2).loss(model, tokens, 0, teacher, weight=0.75).item()
     assert loss == pytest.approx(0.75 * distance + 0.25 * entropy)
 
 

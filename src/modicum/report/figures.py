@@ -49,27 +49,6 @@ def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> No
     write_png(figure, path)
 
 
-def quality_figure(rows: list[dict[str, Any]], path: Path) -> None:
-    """Loss against the time of a step, a point per model (figure 3 of 2305.13245), at the longest context. Writes a PNG.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    pyplot = load_pyplot()
-    figure, axis = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
-    context = max(rows[0]["ms_per_token"])
-    for row in rows:
-        x, y = row["ms_per_token"][context], row["nats_per_token"]
-        axis.scatter([x], [y])
-        label = f"{row['model']} ({row['query_heads']}:{row['kv_heads']})"
-        axis.annotate(label, (x, y), textcoords="offset points", xytext=(5, 5), fontsize=8)
-    axis.set_xlabel(f"milliseconds per token after {context:,} tokens")
-    axis.set_ylabel("nats per token")
-    axis.margins(0.2)
-    axis.grid(alpha=0.3)
-    write_png(figure, path)
-
-
 def frames_sheet(views: Any, title: str, path: Path, *, crops: int = 1, most: int = 8) -> None:
     """The frames that each view of a video saw, a row per view. Writes a PNG.
 

@@ -10,13 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modicum.decode.loop import prefill
+from modicum.decode.loop import open_cache
+from modicum.decode.prompts import beginning
 from modicum.errors import UsageError
+from modicum.lm.encoder_decoder import EncoderDecoder
+from modicum.lm.objective import objective_of
+
+# The first makes the 512 inputs and 114 targets that T5 was trained on.
+T5_WINDOW, DECODER_WINDOW = 568, 1024
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Means per predicted token. `divergence` is KL(original || model) in nats, None without an original."""
+    """Means per predicted token. `divergence` is KL(original || model) in nats, None without an original.
+
+    A decoder predicts the text, a T5 what span corruption drops from it, the same places for every model.
+    """
 
     nats_per_token: float
     divergence: float | None
@@ -36,38 +45,54 @@ def scored_windows(n_tokens: int, window: int) -> Iterator[tuple[int, int, int]]
         first = end
 
 
+def usual_window(model: Any) -> int:
+    """How many tokens are read at once where nobody says."""
+    return T5_WINDOW if isinstance(model, EncoderDecoder) else min(DECODER_WINDOW, model.config.max_seq_len)
+
+
+def scored_examples(model: Any, ids: Tensor, window: int) -> Iterator[tuple[tuple[Tensor, ...], Tensor, int]]:
+    """A text, [N], as the model's arguments, the targets of its last predictions, and how far the text is then read."""
+    if isinstance(model, EncoderDecoder):
+        for number, (given, targets_BL) in enumerate(objective_of(model, window).held_out_examples(ids)):
+            yield given, targets_BL[0], min((number + 1) * window, len(ids))
+        return
+    for begin, end, first in scored_windows(len(ids), window):
+        yield (ids[None, begin:end],), ids[first + 1 : end + 1], end
+
+
 @torch.inference_mode()
 def quality(model: Any, ids: Tensor, window: int, original: Any = None, on_window: Any = None) -> Quality:
     """Cross-entropy of one text, int64 [N], and the divergence from `original`'s predictions on it.
 
     Raises:
-        UsageError: fewer than two tokens.
+        UsageError: fewer than two tokens, or a T5 without sentinels.
     """
     if len(ids) < 2:
         raise UsageError(f"the text has {len(ids)} tokens: at least 2 are needed, one to predict from the other")
-    nats = divergence = 0.0
-    for begin, end, first in scored_windows(len(ids), window):
-        inputs, targets = ids[None, begin:end].to(model.device), ids[first + 1 : end + 1].to(model.device)
-        scores = log_probs(model, inputs)[first - begin :]
+    nats, divergence, count = 0.0, 0.0, 0
+    for given, targets, read in scored_examples(model, ids.to(model.device), window):
+        scores = log_probs(model, given)[-len(targets) :]
         nats += F.nll_loss(scores, targets, reduction="sum").item()
+        count += len(targets)
         if original is not None:
-            wanted = log_probs(original, inputs)[first - begin :]
+            wanted = log_probs(original, given)[-len(targets) :]
             # Rows of the vocabulary beyond the other's are padding.
             V = min(scores.shape[-1], wanted.shape[-1])
             divergence += F.kl_div(scores[:, :V], wanted[:, :V], reduction="sum", log_target=True).item()
         if on_window is not None:
-            on_window(end)
-    count = len(ids) - 1
+            on_window(read)
     return Quality(nats / count, None if original is None else divergence / count, count)
 
 
-def log_probs(model: Any, ids_BL: Tensor) -> Tensor:
-    return model(ids_BL)[0].double().log_softmax(-1)
+def log_probs(model: Any, given: tuple[Tensor, ...]) -> Tensor:
+    return model(*given)[0].double().log_softmax(-1)
 
 
 @torch.inference_mode()
 def seconds_per_token(model: Any, context: int, n_tokens: int = 16) -> float:
     """Median time of one decoding step after `context` tokens, batch 1. What the tokens are does not matter.
+
+    A T5 has read them with its encoder and begins to write.
 
     Raises:
         UsageError: the model's context is shorter.
@@ -78,13 +103,14 @@ def seconds_per_token(model: Any, context: int, n_tokens: int = 16) -> float:
             "give a shorter one"
         )
     model.for_inference()
-    ids_BM = torch.arange(context, device=model.device)[None] % model.config.vocab_size
-    cache = model.new_cache(1, context + n_tokens)
-    prefill(model, cache, ids_BM, [context])
+    prompt, source = beginning(model, [token % model.config.vocab_size for token in range(context + 1)])
+    ids_BM = torch.tensor([prompt], device=model.device)
+    known = len(prompt) - 1
+    cache = open_cache(model, [] if source is None else [source[:-1]], ids_BM, [known], known + n_tokens)
     times = []
     for step in range(n_tokens):
         began = perf_counter()
-        model(ids_BM[:, :1], cache)[:, -1].argmax(-1).item()
-        cache.commit(1, [context + step + 1])
+        model(ids_BM[:, -1:], cache=cache)[:, -1].argmax(-1).item()
+        cache.commit(1, [known + step + 1])
         times.append(perf_counter() - began)
     return median(times)

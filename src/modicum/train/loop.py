@@ -12,30 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from modicum.errors import UsageError
-from modicum.train.objective import causal_lm_loss
 from modicum.train.optim import learning_rate, make_optimizer
 from modicum.train.recipe import OptimSection, RunSection
-from modicum.train.state import Progress, load_state, save_state
-from modicum.train.text import Windows
+from modicum.train.state import Progress, load_state, save_state, saved_progress
+from modicum.train.task import Task
 
 console = Console(stderr=True)
 
 
 class Training:
-    """A model on its way through a text. Its folder holds the state to resume from, and the log.
+    """A model on its way through a task. Its folder holds the state to resume from, and the log.
 
     Args:
-        model: a decoder, on its device.
-        training, held_out: rows of token ids.
-        held_out_bytes: of the text that `held_out` encodes.
-        teacher: distil from it, with `teacher_weight` of the loss.
+        model: on its device.
         settings: whatever else makes this run what it is; a run is resumed only with the same.
     """
 
@@ -43,48 +38,39 @@ class Training:
         self,
         name: str,
         model: Any,
-        training: np.ndarray,
-        held_out: np.ndarray,
-        held_out_bytes: int,
+        task: Task,
         *,
         optim: OptimSection,
         run: RunSection,
-        window: int,
-        teacher: Any = None,
-        teacher_weight: float = 0.0,
         settings: dict[str, Any],
     ) -> None:
-        self.name, self.model, self.held_out, self.held_out_bytes = name, model, held_out, held_out_bytes
-        self.optim, self.run, self.window = optim, run, window
-        self.teacher, self.teacher_weight = teacher, teacher_weight
+        self.name, self.model, self.task, self.optim, self.run = name, model, task, optim, run
         self.folder = Path(run.folder)
-        self.device = next(model.parameters()).device
-        self.windows = Windows(training, window, optim.batch, run.seed)
-        self.tokens_per_step = optim.batch * optim.accumulate * window
+        self.tokens_per_step = optim.accumulate * task.tokens_per_batch
         self.optimizer = make_optimizer(model.train(), optim)
-        # The tokens and the teacher themselves, not their files' names: others would make another run of it.
-        data = [hashlib.sha256(tokens.tobytes()).hexdigest() for tokens in (training, held_out)]
-        taught = None if teacher is None else digest(teacher)
-        identity = {**settings, "run": {"seed": run.seed}, "tokens": data, "teacher_weights": taught}
+        identity = {**settings, "run": {"seed": run.seed}, **task.identity()}
         self.fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
     @property
     def state_path(self) -> Path:
         return state_path(self.folder)
 
-    def go(self, resume: bool) -> tuple[Progress, float, float] | None:
+    def begin(self, notes: dict[str, float]) -> None:
+        """Save the state before the first step, for models that are costly to make: `go(resume=True)` starts from it.
+
+        Args:
+            notes: figures of what the run begins with, kept in its `Progress`.
+        """
+        save_state(self.state_path, self.model, self.optimizer, Progress(fingerprint=self.fingerprint, notes=notes))
+
+    def go(self, resume: bool) -> tuple[Progress, float, float | None] | None:
         """Train to the end: how far it came, held-out nats per token and bits per byte; None if interrupted.
 
         Raises:
             UsageError: the state to resume from is another run's, or the loss is no longer a number.
             CheckpointError: `resume` without a saved state.
         """
-        progress = load_state(self.state_path, self.model, self.optimizer) if resume else Progress()
-        if resume and progress.fingerprint != self.fingerprint:
-            raise UsageError(
-                f"the run in {self.folder} was begun with other settings or data: resume it with the same recipe"
-            )
-        progress.fingerprint = self.fingerprint
+        progress = self._resumed() if resume else Progress(fingerprint=self.fingerprint)
         limit, start = self.run.max_seconds, time.perf_counter()
         with interruptible() as interrupted, Reporter(self, progress) as reporter:
             while progress.step < self.optim.steps:
@@ -108,38 +94,38 @@ class Training:
             reporter.validated(progress, *figures)
         return progress, *figures
 
+    def _resumed(self) -> Progress:
+        progress = saved_progress(self.state_path)
+        if progress.fingerprint != self.fingerprint:
+            raise UsageError(
+                f"the run in {self.folder} was begun with other settings or data: resume it with the same ones"
+            )
+        load_state(self.state_path, self.model, self.optimizer)
+        return progress
+
     def _step(self, step: int) -> float:
         optim = self.optim
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(optim, step)
         total = 0.0
         for part in range(optim.accumulate):
-            tokens = self.windows.at(step * optim.accumulate + part).to(self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=optim.bf16):
-                loss = causal_lm_loss(self.model, tokens, self.teacher, self.teacher_weight)
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=optim.bf16):
+                loss = self.task.loss(self.model, step * optim.accumulate + part)
             (loss / optim.accumulate).backward()
             total += loss.item() / optim.accumulate
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
+        if optim.optimizer == "adamw":  # Adafactor clips its updates itself
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), optim.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if not math.isfinite(total):
-            raise UsageError(f"the loss of step {step} is {total}: lower optim.lr; the last saved state is unharmed")
+            raise UsageError(
+                f"the loss of step {step} is {total}: lower the learning rate; the last saved state is unharmed"
+            )
         return total
 
-    @torch.no_grad()
-    def validate(self) -> tuple[float, float]:
-        """Held-out nats per token and bits per byte of the files, the end-of-text tokens included."""
-        self.model.eval()
-        ids = torch.from_numpy(self.held_out.astype("int64")).to(self.device)
-        total = 0.0
-        # Every token is predicted once, from at most a window of context.
-        for inputs, targets in zip(ids[:-1].split(self.window), ids[1:].split(self.window), strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.bf16):
-                logits = self.model(inputs[None])[0]
-            total += torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum").item()
-        count = len(ids) - 1
-        self.model.train()
-        return total / count, total / math.log(2) / self.held_out_bytes
+    def validate(self) -> tuple[float, float | None]:
+        """Held-out nats per token, and bits per byte where it is known of how many bytes the text is."""
+        return self.task.quality(self.model, bf16=self.optim.bf16)
 
 
 def state_path(folder: Path) -> Path:
@@ -150,15 +136,7 @@ def state_path(folder: Path) -> Path:
 def check_fresh(folder: Path, resume: bool) -> None:
     """Refuse a folder in which a run has begun, unless it is to be resumed."""
     if not resume and state_path(folder).exists():
-        raise UsageError(f"{folder} holds a run already: add --resume, or choose another run.folder")
-
-
-def digest(model: torch.nn.Module) -> str:
-    """A hash of a model's weights."""
-    result = hashlib.sha256()
-    for parameter in model.parameters():
-        result.update(parameter.detach().cpu().numpy().tobytes())
-    return result.hexdigest()
+        raise UsageError(f"{folder} holds a run already: add --resume, or remove it")
 
 
 @contextmanager
@@ -240,10 +218,15 @@ class Reporter:
             left = (self.steps - progress.step) * progress.seconds / progress.step
             console.print(f"step {progress.step}/{self.steps}  {note}  {left / 60:.1f} min left")
 
-    def validated(self, progress: Progress, loss: float, bits_per_byte: float) -> None:
+    def validated(self, progress: Progress, loss: float, bits_per_byte: float | None) -> None:
         """Report a validation."""
-        self.csv.writerow([progress.step, progress.tokens, "", "", "", f"{loss:.5f}", f"{bits_per_byte:.5f}"])
+        bits = "" if bits_per_byte is None else f"{bits_per_byte:.5f}"
+        self.csv.writerow([progress.step, progress.tokens, "", "", "", f"{loss:.5f}", bits])
         self.file.flush()
         if self.writer is not None:
             self.writer.add_scalar("val_loss", loss, progress.tokens)
-        console.print(f"step {progress.step}: held out {loss:.4f} nats/token, {bits_per_byte:.4f} bits/byte")
+        console.print(f"step {progress.step}: held out {quality_line(loss, bits_per_byte)}")
+
+
+def quality_line(loss: float, bits_per_byte: float | None) -> str:
+    return f"{loss:.4f} nats/token" + ("" if bits_per_byte is None else f", {bits_per_byte:.4f} bits/byte")

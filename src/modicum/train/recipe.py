@@ -84,12 +84,18 @@ class DataSection(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimSection(Section):
-    """AdamW, cosine after a linear warm-up. `lr` is the peak; it ends at `lr * floor`."""
+    """AdamW (or Adafactor, which has no use for decay, betas and clipping), cosine after a linear warm-up.
+
+    `lr` is the peak; it ends at `lr * floor`. A floor of 1 and no warm-up make it constant. `t5_step`: the rate is T5's
+    schedule from that step of its pre-training on, times `lr`.
+    """
 
     steps: int
     batch: int
     accumulate: int = 1
+    optimizer: str = "adamw"
     lr: float
+    t5_step: int | None = None
     floor: float = 0.05
     warmup: int = 100
     weight_decay: float = 0.1
@@ -105,6 +111,7 @@ class OptimSection(Section):
         for name in ("lr", "clip"):
             require(getattr(self, name) > 0, name, getattr(self, name), "it must be above 0")
         require(self.warmup >= 0, "warmup", self.warmup, "it must not be negative")
+        require(self.optimizer in ("adamw", "adafactor"), "optimizer", self.optimizer, "choose adamw or adafactor")
 
 
 @dataclass(frozen=True, kw_only=True)

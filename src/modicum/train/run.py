@@ -15,10 +15,12 @@ from modicum.checkpoint.tokenizer import Tokenizer as ModelTokenizer
 from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
-from modicum.train.loop import Training, check_fresh, console
+from modicum.lm.objective import CausalLM
+from modicum.train.loop import Training, check_fresh, console, quality_line
 from modicum.train.optim import initialise
 from modicum.train.recipe import Recipe, read_recipe
 from modicum.train.state import Progress
+from modicum.train.task import Task, teacher_trouble
 from modicum.train.text import Corpus, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
 
@@ -86,25 +88,22 @@ class Run:
         if recipe.teacher is not None:
             teacher = api.load(recipe.teacher.model, device=device, dtype="float32")
             self._check_teacher(teacher, recipe.teacher.model)
-        return Training(
-            self.name,
-            model.to(device),
-            tokenize(self.corpus.training, self.tokenizer, caches / "training.npy"),
-            tokenize(self.corpus.held_out, self.tokenizer, caches / "held_out.npy"),
+        end = self.tokenizer.token_to_id(END_OF_TEXT)
+        task = Task(
+            CausalLM(recipe.data.window),
+            tokenize(self.corpus.training, self.tokenizer, end, caches / "training.npy"),
+            tokenize(self.corpus.held_out, self.tokenizer, end, caches / "held_out.npy"),
             size_of(self.corpus.held_out),
-            optim=recipe.optim,
-            run=recipe.run,
-            window=recipe.data.window,
+            batch=recipe.optim.batch,
+            seed=recipe.run.seed,
             teacher=teacher,
             teacher_weight=0.0 if recipe.teacher is None else recipe.teacher.weight,
-            settings=recipe.to_dict(),
         )
+        settings = recipe.to_dict()
+        return Training(self.name, model.to(device), task, optim=recipe.optim, run=recipe.run, settings=settings)
 
     def _check_teacher(self, teacher: Any, name: str) -> None:
-        theirs, ours = teacher.config.vocab_size, self.config.vocab_size
-        trouble = f"{theirs} tokens against {ours}" if theirs != ours else None
-        if trouble is None and teacher.tokenizer is not None:
-            trouble = teacher.tokenizer.difference(ModelTokenizer(self.tokenizer))
+        trouble = teacher_trouble(teacher, self.config.vocab_size, ModelTokenizer(self.tokenizer))
         if trouble:
             raise UsageError(
                 f"teacher {name} and its student have different tokenizers ({trouble}): "
@@ -137,7 +136,7 @@ class Run:
             raise UsageError(f"{path} has no token {END_OF_TEXT}, which closes each text: give one that has it")
         return tokenizer
 
-    def _export(self, model: Decoder, progress: Progress, loss: float, bits_per_byte: float) -> Path:
+    def _export(self, model: Decoder, progress: Progress, loss: float, bits_per_byte: float | None) -> Path:
         """Write the model as a stock folder, its training's figures beside it."""
         dtype = getattr(torch, self.recipe.model.save_dtype)
         state = {name: tensor.to("cpu", dtype) for name, tensor in model.dense_state().items()}
@@ -157,7 +156,7 @@ class Run:
         stock = {**stock_config(config), "eos_token_id": 0, "bos_token_id": None}
         goal = self.folder / "model"
         write_checkpoint(Checkpoint(stock, to_stock(state, config), files), goal, overwrite=True)
-        console.print(f"held out: {loss:.4f} nats/token, {bits_per_byte:.4f} bits/byte; model in {goal}")
+        console.print(f"held out: {quality_line(loss, bits_per_byte)}; model in {goal}")
         return goal
 
 

@@ -2,8 +2,9 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,46 +16,70 @@ from modicum.errors import CheckpointError
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """How far a run is. `notes` are figures of what it began with."""
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     fingerprint: str = ""
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """One file: weights, AdamW's moments by parameter name, and the counters in its header."""
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
+    """One file: weights, what any optimizer holds of each, by parameter name, and the counters in its header."""
+    tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+    numbers: dict[str, dict[str, float]] = {}
+    held = optimizer.state_dict()["state"]
+    for index, name in enumerate(names_in(optimizer, model)):
+        for key, value in held.get(index, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{name}.{key}"] = value
+            else:
+                numbers.setdefault(name, {})[key] = value
+    header = {"progress": json.dumps(asdict(progress)), "numbers": json.dumps(numbers)}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
+    save_file(tensors, partial, metadata=header)
     os.replace(partial, path)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a saved state back, bit for bit.
+def saved_progress(path: Path) -> Progress:
+    """How far the run is whose state this is.
 
     Raises:
-        CheckpointError: there is none, or it is another model's.
+        CheckpointError: there is none.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist, so there is nothing to resume: run without --resume first")
     with safe_open(path, framework="pt") as file:
-        progress = Progress(**json.loads(file.metadata()["progress"]))
+        return Progress(**json.loads(file.metadata()["progress"]))
+
+
+def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a saved state back, bit for bit.
+
+    Raises:
+        CheckpointError: it is another model's.
+    """
+    with safe_open(path, framework="pt") as file:
+        held: dict[str, dict[str, Any]] = json.loads(file.metadata()["numbers"])
+        for key in file.keys():  # noqa: SIM118
+            if key.startswith("optimizer."):
+                name, _, kind = key.removeprefix("optimizer.").rpartition(".")
+                # A copy: what the optimizer changes must not be a file's pages.
+                held.setdefault(name, {})[kind] = file.get_tensor(key).clone()
         names = set(file.keys())
         for name, parameter in model.named_parameters():
             if f"model.{name}" not in names:
                 raise CheckpointError(f"{path} has no weight `{name}`: it belongs to another recipe")
             with torch.no_grad():
                 parameter.copy_(file.get_tensor(f"model.{name}"))
-            prefix = f"optimizer.{name}."
-            keys = [key for key in names if key.startswith(prefix)]
-            # Moments belong where their weights are.
-            moments = {key[len(prefix) :]: file.get_tensor(key).to(parameter.device, copy=True) for key in keys}
-            optimizer.state[parameter] = moments
-    return progress
+    state = {index: held[name] for index, name in enumerate(names_in(optimizer, model)) if name in held}
+    # The optimizer knows itself which of its tensors belong where their weights are.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def names_in(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """The names of an optimizer's parameters, in its own order."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from modicum.errors import UsageError
 
+# What a folder's files end in to be taken for text, where nobody says otherwise.
+SUFFIXES = (".txt", ".md", ".py", ".rst")
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "__pycache__", "idlelib", "node_modules", ".git", ".venv"}
+FILES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -100,30 +103,46 @@ def readable(path: Path) -> bool:
         return False
 
 
-def tokenize(files: dict[str, Path], tokenizer: Tokenizer, cache: Path) -> np.ndarray:
-    """All of `files` as one row of token ids, each file closed by the end-of-text token, memory-mapped from `cache`.
+def tokenize(files: dict[str, Path], tokenizer: Tokenizer, end: int | None, cache: Path) -> np.ndarray:
+    """All of `files` as one row of token ids, memory-mapped from `cache`.
 
-    The cache is rebuilt when a file, its time, or the tokenizer has changed.
+    Each text begins as the tokenizer's template says and is closed by the token `end`. With None texts follow each other
+    bare, as in T5's training.
+
+    The cache is rebuilt when a file, its time, the tokenizer or `end` has changed.
     """
     stamp = hashlib.sha256(tokenizer.to_str().encode())
+    stamp.update(f"{end}\n".encode())
     for name, path in files.items():
         status = path.stat()
         stamp.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     note = cache.with_suffix(".json")
     if cache.is_file() and note.is_file() and json.loads(note.read_text()).get("fingerprint") == stamp.hexdigest():
         return np.load(cache, mmap_mode="r")
-    end = tokenizer.token_to_id("<|endoftext|>")
-    encoded = tokenizer.encode_batch([read_text(path) for path in files.values()])
-    ids = [np.array([*text.ids, end]) for text in encoded]
-    kind = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    ids = np.concatenate([closed(text, end) for text in encoded(files, tokenizer, template=end is not None)])
+    kind = np.uint16 if ids.max() < 1 << 16 else np.uint32
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_name(cache.name + ".partial.npy")
-    np.save(partial, np.concatenate(ids).astype(kind))
+    np.save(partial, ids.astype(kind))
     # The note goes last: a cache without its note is built again.
     note.unlink(missing_ok=True)
     os.replace(partial, cache)
     note.write_text(json.dumps({"fingerprint": stamp.hexdigest(), "files": len(files)}))
     return np.load(cache, mmap_mode="r")
+
+
+def encoded(files: dict[str, Path], tokenizer: Tokenizer, *, template: bool) -> Iterator[list[int]]:
+    """Token ids file by file; of a large corpus only some files are in memory as text."""
+    paths = list(files.values())
+    for start in range(0, len(paths), FILES_AT_ONCE):
+        texts = [read_text(path) for path in paths[start : start + FILES_AT_ONCE]]
+        for text in tokenizer.encode_batch(texts, add_special_tokens=template):
+            yield text.ids
+
+
+def closed(ids: list[int], end: int | None) -> np.ndarray:
+    # Some tokenizers' templates close a text themselves.
+    return np.array(ids if end is None or ids[-1:] == [end] else [*ids, end], dtype=np.uint32)
 
 
 class Windows:
