@@ -8,10 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from modicum import __version__
-from modicum.cli import classify, compare, convert, convert_video, demo, evaluate, generate, inspect, train
+from modicum.cli import classify, compare, convert, convert_video, demo, evaluate, generate, inspect, train, uptrain
+from modicum.cli.common import INTERRUPTED
 from modicum.errors import ModicumError
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="modicum",
@@ -47,6 +46,7 @@ app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=classify.EXAMPLES)(classify.classify)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
+app.command(epilog=uptrain.EXAMPLES)(uptrain.uptrain)
 app.command(epilog=convert_video.EXAMPLES)(convert_video.convert_video)
 app.command()(demo.demo)
 
