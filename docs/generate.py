@@ -6,7 +6,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-VERBS = ("generate", "compare", "evaluate", "classify", "inspect", "train", "convert", "convert-video", "demo")
+VERBS = (
+    "generate",
+    "compare",
+    "evaluate",
+    "classify",
+    "inspect",
+    "train",
+    "convert",
+    "uptrain",
+    "convert-video",
+    "demo",
+)
 
 
 def help_of(*arguments: str) -> str:

@@ -1,6 +1,7 @@
 """Load, save, convert, generate, classify: where prompts and videos become an answer."""
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -10,24 +11,34 @@ import torch
 
 from modicum import resources
 from modicum.assembly import build, pick_device, pick_dtype, read_config
-from modicum.checkpoint.hf import UnknownFamilyError, stock_config, to_stock
+from modicum.checkpoint.hf import NativeTensors, UnknownFamilyError, stock_config, to_stock
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
+from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
-from modicum.config import DecoderConfig
+from modicum.config import VivitConfig
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
-from modicum.decode.prompts import encode_prompts, form_batches, limit_of, per_prompt, stream_keys, vocabulary
+from modicum.decode.prompts import (
+    beginning,
+    encode_prompts,
+    form_batches,
+    limit_of,
+    per_prompt,
+    stream_keys,
+    vocabulary,
+)
 from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
-from modicum.gqa.calibrate import collect
-from modicum.gqa.convert import check, convert_checkpoint
-from modicum.lm.decoder import Decoder
+from modicum.gqa.convert import CALIBRATED, check, check_method, convert_checkpoint
+from modicum.gqa.refit import convert_model, converted_tensors
 from modicum.lm.hf_adapter import load_adapter
+from modicum.lm.language_model import LanguageModel
+from modicum.lm.objective import objective_of
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
@@ -46,7 +57,7 @@ __all__ = [
 ]
 
 # How much of a calibration text is read, at how many tokens a time.
-CALIBRATION_TOKENS = 32_768
+CALIBRATION_TOKENS = 16_384
 CALIBRATION_WINDOW = 512
 
 
@@ -93,7 +104,7 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
     Raises:
         CheckpointError: `path` holds something already and `overwrite` is not set, or cannot be written.
     """
-    if not isinstance(model, Decoder | Vivit):
+    if not isinstance(model, LanguageModel | Vivit):
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
@@ -112,37 +123,49 @@ def convert_to_gqa(
     method: str = "mean",
     calibration: Sequence[Sequence[int]] | str | Path | None = None,
     seed: int = 0,
-    on_batch: Any = None,
+    on_layer: Callable[[], Any] | None = None,
 ) -> Checkpoint:
-    """The same checkpoint with fewer key-value heads (2305.13245); its tensors are made when they are asked for.
+    """The same checkpoint with fewer key-value heads (2305.13245).
 
     Args:
         ckpt: of a native family, or a ViViT; multi-head or grouped already.
         n_kv_heads: must divide the checkpoint's own number.
-        method: mean, first or random, as in the paper; merged, the closed forms of `gqa.merge`, loses least.
-        calibration: for merged: lists of token ids, or a text file; ten tokens per unit of width are enough. Without it
-            the weights alone decide, which is worse.
+        method: mean, first or random, as in the paper; aligned (`gqa.align`), averages of heads brought into one form;
+            merged (`gqa.merge`, `gqa.refit`), which loses least.
+        calibration: for aligned and merged of language models: lists of token ids, or a text file; ten tokens per unit of
+            width are enough. The model is then loaded and converted layer by layer. Without it the weights alone decide,
+            which is worse, and tensors are made when they are asked for.
         seed: of random.
-        on_batch: called after every piece of calibration text.
+        on_layer: called after every attention layer that calibration has converted.
 
     Raises:
         UsageError: a number of heads that does not divide, an unknown method, or calibration that cannot be used.
         CheckpointError: the checkpoint is of another family, or damaged.
     """
-    statistics = None
-    if calibration is not None:
-        config = read_config(ckpt.config)
-        if method != "merged" or not isinstance(config, DecoderConfig):
-            raise UsageError("calibration is for the method `merged` on language models: leave it out")
-        check(config, n_kv_heads)
-        model = build(ckpt, config, torch.device("cpu"), torch.float32)
-        model.tokenizer = Tokenizer.from_files(ckpt.files, ckpt.config)
-        statistics = collect(model, calibration_pieces(model, calibration), n_kv_heads, on_batch)
-    return convert_checkpoint(ckpt, n_kv_heads, method, statistics, seed)
+    check_method(method)
+    config = read_config(ckpt.config)
+    if calibration is not None and (method not in CALIBRATED or isinstance(config, VivitConfig)):
+        raise UsageError(f"calibration is for {' and '.join(CALIBRATED)} on language models: leave it out")
+    check(config, n_kv_heads)
+    if n_kv_heads == config.n_kv_heads:
+        return ckpt
+    record = Record.of(ckpt.files).converted(method, n_kv_heads, calibrated=calibration is not None)
+    files = {**ckpt.files, RECORD: record}
+    if calibration is None:
+        return convert_checkpoint(Checkpoint(ckpt.config, ckpt.state_dict, files), n_kv_heads, method, seed)
+    stored = pick_dtype("auto", ckpt)
+    model = build(ckpt, config, torch.device("cpu"), torch.float64 if stored == torch.float64 else torch.float32)
+    model.tokenizer = Tokenizer.from_files(ckpt.files, ckpt.config)
+    convert_model(model, calibration_batches(model, calibration), n_kv_heads, method, on_layer)
+    tensors = {name: tensor.to(stored) for name, tensor in converted_tensors(model).items()}
+    native = ChainMap(tensors, NativeTensors(ckpt.state_dict, config))  # type: ignore[arg-type]
+    return Checkpoint(stock_config(model.config, ckpt.config), to_stock(native, model.config), files)
 
 
-def calibration_pieces(model: Any, calibration: Sequence[Sequence[int]] | str | Path) -> list[list[int]]:
-    """Lists of token ids that the model can read at once; of a text file at most `CALIBRATION_TOKENS`."""
+def calibration_batches(
+    model: Any, calibration: Sequence[Sequence[int]] | str | Path
+) -> list[tuple[torch.Tensor, ...]]:
+    """What the model is called with to be calibrated; of a text file at most `CALIBRATION_TOKENS` are read."""
     if not isinstance(calibration, str | Path):
         ids = encode_prompts(model, calibration)
     elif model.tokenizer is None:
@@ -153,8 +176,9 @@ def calibration_pieces(model: Any, calibration: Sequence[Sequence[int]] | str | 
         text = Path(calibration).read_bytes().decode("utf-8", errors="replace")
         ids = encode_prompts(model, [text])
         ids[0] = ids[0][: max(CALIBRATION_TOKENS, 10 * model.config.dim)]
-    size = min(CALIBRATION_WINDOW, model.config.max_seq_len)
-    return [piece[start : start + size] for piece in ids for start in range(0, len(piece), size)]
+    objective = objective_of(model, min(CALIBRATION_WINDOW, model.config.max_seq_len))
+    pieces = [torch.tensor(piece) for piece in ids if len(piece) > 1]
+    return [given for piece in pieces for given, _ in objective.held_out_examples(piece)]
 
 
 def generate(
@@ -178,13 +202,13 @@ def generate(
     """Continue prompts, with a draft by speculative sampling (2302.01318): the same distribution, in fewer target calls.
 
     Args:
-        target: a model from `load`.
+        target: a model from `load`. A T5 reads each prompt and writes a text about it; the others continue it.
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
         draft: a model with the same tokenizer, a `Drafter`, "ngram" (prompt lookup), or None for plain decoding.
         num_draft_tokens: K of the paper: tokens proposed per target call.
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
-            repetition penalty (prompt included), temperature, top-k, top-p, min-p.
+            repetition penalty (prompt included, but not what an encoder reads), temperature, top-k, top-p, min-p.
         seed: prompt i draws from the stream (seed, i), whatever else is in the call. A list gives
             each its own: s is (s, 0), and a pair names any stream.
         stop: strings that end a text; they are cut from it, the tokens keep the one that completed it.
@@ -231,13 +255,14 @@ def generate(
         Request(
             index=index,
             prompt=prompt,
+            source=source,
             key=keys[index],
             params=SamplingParams(**{name: values[index] for name, values in settings.items()}),
             max_total=limit_of(target, index, prompt, limits[index]),
             eos_ids=frozenset() if ignore_eos else target.eos_ids,
             stops=stops,
         )
-        for index, prompt in enumerate(ids)
+        for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
     target.for_inference()
     rows: list[Row] = []

@@ -13,6 +13,7 @@ from modicum.errors import UsageError
 from modicum.gqa.convert import first, mean, random
 from modicum.gqa.heads import AttentionWeights, put, take
 from modicum.gqa.heads import places as places_of
+from tests.parity import t5
 from tests.parity.families import CASES, make
 from tests.vivit.tiny import KINDS, clip, name_of, tiny_vivit
 
@@ -95,6 +96,36 @@ def test_every_family(case, method, tmp_path):
         assert torch.isfinite(loaded(IDS)).all()
         if groups < model.config.n_kv_heads:
             assert (loaded(IDS) - model(IDS)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("case", ["v1.0", "v1.1"])
+@pytest.mark.parametrize("method", ["mean", "first", "random"])
+def test_t5_shares_in_its_decoder_alone(case, method, tmp_path):
+    t5.make(case, tmp_path / "source")
+    model = modicum.load(tmp_path / "source")
+    converted = modicum.convert_to_gqa(modicum.read_checkpoint(tmp_path / "source"), 2, method)
+    modicum.write_checkpoint(converted, tmp_path / "converted")
+    loaded = modicum.load(tmp_path / "converted")
+    assert loaded.config == replace(model.config, n_kv_heads=2)
+    assert converted.config["num_key_value_heads"] == 2
+    state, source = loaded.dense_state(), model.dense_state()
+    shared = {name for name in source if name.startswith("decoder.") and name.endswith(("k.weight", "v.weight"))}
+    assert len(shared) == 2 * 2 * 2  # layers, self- and cross-attention, keys and values
+    assert {name for name in state if state[name].shape != source[name].shape} == shared
+    assert all(torch.equal(state[name], source[name]) for name in state if name not in shared)
+    if method != "random":
+        for name in shared:
+            groups = source[name].reshape(2, 2, 14, 40)
+            torch.testing.assert_close(
+                state[name], (groups.mean(1) if method == "mean" else groups[:, 0]).flatten(0, 1)
+            )
+    with torch.no_grad():
+        difference = (loaded(IDS, IDS[:, :5]) - model(IDS, IDS[:, :5])).abs().max()
+    assert 1e-3 < difference < torch.inf
+    cache = loaded.new_cache(2, 9)
+    loaded.read([[1, 2, 3], [4]], cache)
+    assert cache.k_NBGMK.shape == (2, 2, 2, 9, 14)
+    assert cache.context.k_NBGMK.shape == (2, 2, 2, 3, 14)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] not in ("gpt2", "gpt_neox")])

@@ -1,177 +1,214 @@
-"""Heads that share keys and values in disguise are found again; errors shrink with what is known of the inputs."""
+"""The closed forms by hand and against searching, statistics against plain sums, refits against what they start from."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-import modicum
-from modicum import resources
 from modicum.config import RopeConfig
-from modicum.errors import UsageError
-from modicum.gqa.calibrate import collect, moment, probabilities
-from modicum.gqa.convert import mean
-from modicum.gqa.heads import places, put, take
-from modicum.gqa.merge import merge_values, merged_layer, roots
-from modicum.lm.decoder import Decoder
+from modicum.gqa.align import aligned_layer, fold_value_bias, permuted
+from modicum.gqa.calibrate import collect, log_probabilities
+from modicum.gqa.heads import AttentionWeights, cast, places, take
+from modicum.gqa.merge import merge_keys, merge_rotated_keys, merge_values, merged_layer
+from modicum.gqa.refit import convert_model, refit_output, refit_scores
+from modicum.gqa.statistics import LayerStatistics, covariance, moment, roots
+from tests.gqa.planted import FAMILIES, inputs
 from tests.helpers import tiny
-from tests.parity.families import make
 
-G = 2
-IDS = torch.tensor([[3, 17, 5, 24, 9, 2, 20, 11, 8], [1, 1, 28, 7, 23, 0, 12, 0, 6]])
-KINDS = {
-    "llama": {"rope": RopeConfig(rotary_dim=10)},
-    "llama-biases": {"rope": RopeConfig(rotary_dim=10), "qkv_bias": True, "out_bias": True},
-    "gpt2": {"rope": None, "qkv_bias": True, "out_bias": True, "norm": "layer", "gated": False, "ffn_bias": True},
-    "gpt_neox": {"rope": RopeConfig(rotary_dim=4), "qkv_bias": True, "out_bias": True, "parallel": True},
-}
-
-
-def invertible(size, generator, dtype=torch.float64):
-    """A random matrix whose singular values lie between 1/2 and 2: in float32 nothing is lost by it."""
-    left, right = (torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=dtype))[0] for _ in range(2))
-    return left @ torch.diag(0.5 + 1.5 * torch.rand(size, generator=generator, dtype=torch.float64)).to(dtype) @ right
-
-
-def gauge(K, rotary_dim, generator):
-    """A matrix for keys and its counterpart for queries, [K, K]: a complex number per frequency, anything elsewhere."""
-    keys, queries = torch.zeros(2, K, K, dtype=torch.float64)
-    half = rotary_dim // 2
-    if half:
-        turn = 7 * torch.rand(half, generator=generator, dtype=torch.float64)
-        a = torch.polar(0.5 + 1.5 * torch.rand(half, generator=generator, dtype=torch.float64), turn)
-        for matrix, number in ((keys, a), (queries, 1 / a.conj())):
-            rows = [torch.cat([number.real.diag(), -number.imag.diag()], 1)]
-            rows.append(torch.cat([number.imag.diag(), number.real.diag()], 1))
-            matrix[:rotary_dim, :rotary_dim] = torch.cat(rows)
-    rest = invertible(K - rotary_dim, generator)
-    keys[rotary_dim:, rotary_dim:] = rest
-    queries[rotary_dim:, rotary_dim:] = torch.linalg.inv(rest).T
-    return keys, queries
-
-
-def disguised(weights, seed):
-    """Grouped weights as a multi-head layer, every head in a form of its own."""
-    generator = torch.Generator().manual_seed(seed)
-    H, K, _ = weights.q.shape
-    per_group = H // weights.n_kv_heads
-    q, o = weights.q.clone(), weights.o.clone()
-    k, v = (x.repeat_interleave(per_group, 0) for x in (weights.k, weights.v))
-    biases = [None if b is None else b.repeat_interleave(per_group, 0) for b in (weights.k_bias, weights.v_bias)]
-    k_bias, v_bias = biases
-    q_bias = None if weights.q_bias is None else weights.q_bias.clone()
-    for h in range(H):
-        for_keys, for_queries = gauge(K, weights.rotary_dim, generator)
-        for_values = invertible(K, generator)
-        q[h], k[h], v[h] = for_queries @ q[h], for_keys @ k[h], for_values @ v[h]
-        o[:, h] = o[:, h] @ torch.linalg.inv(for_values)
-        if q_bias is not None:
-            q_bias[h], k_bias[h], v_bias[h] = for_queries @ q_bias[h], for_keys @ k_bias[h], for_values @ v_bias[h]
-    return replace(weights, q=q, k=k, v=v, o=o, q_bias=q_bias, k_bias=k_bias, v_bias=v_bias)
-
-
-def with_layers(model, config, change):
-    """A model of another configuration whose attention layers are those of `model`, changed."""
-    state = dict(model.dense_state())
-    for before, after in zip(places(model.config), places(config), strict=True):
-        state |= put(change(take(state, before)), after)
-    result = Decoder(config).to(next(iter(state.values())).dtype).eval()
-    result.load_state_dict(state, strict=False)
-    return result
-
-
-@pytest.fixture(params=KINDS)
-def planted(request):
-    """A grouped model in float64, and the same function as a multi-head one."""
-    model = tiny(n_kv_heads=G, **KINDS[request.param]).double()
-    seeds = iter(range(100))
-    wide = with_layers(model, replace(model.config, n_kv_heads=6), lambda w: disguised(w, next(seeds)))
-    return model, wide
-
-
-def test_disguises_change_nothing(planted):
-    model, wide = planted
-    with torch.no_grad():
-        assert (wide(IDS) - model(IDS)).abs().max() < 1e-9
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_merging_finds_the_shared_heads_again(planted, dtype):
-    model, wide = (m.to(dtype) for m in planted)
-    with torch.no_grad():
-        merged = with_layers(wide, model.config, lambda w: merged_layer(w, G))
-        assert (merged(IDS) - model(IDS)).abs().max() < (1e-9 if dtype == torch.float64 else 1e-4)
-        # The paper's mean, on the same weights, does not.
-        averaged = with_layers(wide, model.config, lambda w: mean(w, G, 0))
-        assert (averaged(IDS) - model(IDS)).abs().max() > 0.1
-
-
-def test_statistics_find_them_too(planted):
-    model, wide = planted
-    statistics = collect(wide, IDS.tolist(), G)
-    prefixes = iter([place.prefix for place in places(wide.config)])
-    with torch.no_grad():
-        merged = with_layers(wide, model.config, lambda w: merged_layer(w, G, statistics[next(prefixes)]))
-        # Eighteen tokens of a width of 24 leave directions unseen, which count only as much as the ridge.
-        assert (merged(IDS) - model(IDS)).abs().max() < 1e-4
+D = torch.float64
 
 
 def test_values_by_hand():
     """Two heads of one dimension: values x_1 and x_2, outputs 3 and 1. The better of the two is kept, as it stands."""
-    values = torch.eye(2, dtype=torch.float64)[:, None]
-    outputs = torch.tensor([[[3.0, 0]], [[0, 1.0]]], dtype=torch.float64)
-    shared, refitted = merge_values(values, outputs, torch.eye(2, dtype=torch.float64))
+    values = torch.eye(2, dtype=D)[:, None]
+    outputs = torch.tensor([[[3.0, 0]], [[0, 1.0]]], dtype=D)
+    shared, refitted = merge_values(values, outputs, torch.eye(2, dtype=D))
     assert shared.abs().squeeze().tolist() == pytest.approx([1, 0], abs=1e-5)
     assert (refitted[0, 0, 0] * shared[0, 0]).item() == pytest.approx(3, abs=1e-5)
     assert refitted[1].abs().max() < 1e-9
     # If the second input is ten times as large, its head counts for more.
-    shared, refitted = merge_values(values, outputs, torch.diag(torch.tensor([1.0, 100.0], dtype=torch.float64)))
+    shared, refitted = merge_values(values, outputs, torch.diag(torch.tensor([1.0, 100.0], dtype=D)))
     assert (refitted[1, 0, 1] * shared[0, 1]).item() == pytest.approx(1, abs=1e-4)
 
 
-def test_roots():
-    x = torch.randn(7, 5, dtype=torch.float64)
+def test_rotated_keys_by_hand():
+    """One frequency, two heads that read one input each; queries of strength 1 and 2: the second key is kept."""
+    stats = LayerStatistics.unknown(2, 2)
+    k = torch.tensor([[[1.0, 0, 0]], [[0, 1.0, 0]]], dtype=torch.complex128)
+    q = torch.tensor([[[1.0, 0, 0]], [[0, 2j, 0]]], dtype=torch.complex128)
+    queries, keys = merge_rotated_keys(q, k, stats)
+    assert keys.abs().tolist()[0] == pytest.approx([0, 1, 0], abs=1e-12)
+    # Scores are q conj(k): of the second head as they were, of the first nothing is left.
+    assert queries[1, 0, 1] * keys[0, 1].conj() == pytest.approx(2j)
+    assert queries[0].abs().max() < 1e-12
+
+
+def rows(n, dim, seed):
+    return torch.randn(n, dim, generator=torch.Generator().manual_seed(seed), dtype=D)
+
+
+def error_of_values(values, outputs, shared, refitted, root):
+    return sum(
+        (root @ (v.T @ o - shared.T @ r)).square().sum() for v, o, r in zip(values, outputs, refitted, strict=True)
+    )
+
+
+def test_no_other_values_are_nearer():
+    """Least squares for every other shared matrix, nearby or not, leaves more."""
+    values, outputs = rows(15, 7, 0).unflatten(0, (5, 3)), rows(15, 6, 1).unflatten(0, (5, 3))
+    second = moment(rows(40, 7, 2)) / 40
+    root, _ = roots(second)
+    shared, refitted = merge_values(values, outputs, second)
+    least = error_of_values(values, outputs, shared, refitted, root)
+    for seed in range(20):
+        other = shared + 10 ** -(seed % 4) * rows(3, 7, 10 + seed)
+        best = torch.linalg.lstsq((root @ other.T).expand(5, -1, -1), root @ values.mT @ outputs).solution
+        assert error_of_values(values, outputs, other, best, root) > least
+
+
+def test_no_other_keys_are_nearer():
+    """Without rotation: scores differ least, keys counted about their mean."""
+    q, k = rows(12, 8, 3).unflatten(0, (4, 3)), rows(12, 8, 4).unflatten(0, (4, 3))
+    x = torch.nn.functional.pad(rows(50, 7, 5) + 1, (0, 1), value=1.0)
+    stats = LayerStatistics(moment(x) / 50, moment(x) / 50, moment(x) / 50)
+
+    def error(queries, keys):
+        scores = [(x @ a.T) @ (x @ b.T).T - (x @ c.T) @ (x @ keys.T).T for a, b, c in zip(q, k, queries, strict=True)]
+        # What all keys of a query have in common changes no softmax.
+        return sum((s - s.mean(1, keepdim=True)).square().sum() for s in scores)
+
+    queries, keys = merge_keys(q, k, stats)
+    assert keys[:, -1].abs().max() == 0
+    least = error(queries, keys)
+    for seed in range(20):
+        change = 10 ** -(seed % 4)
+        assert error(queries + change * rows(12, 8, 30 + seed).unflatten(0, (4, 3)), keys) > least
+        other = keys + change * torch.nn.functional.pad(rows(3, 7, 60 + seed), (0, 1))
+        assert error(queries, other) > least
+
+
+def test_merging_is_never_worse_than_aligning():
+    """Of values and outputs: an average of aligned heads is one of the solutions that the closed form chooses from."""
+    model = tiny(n_kv_heads=6, rope=RopeConfig(rotary_dim=10)).double()
+    w = take(model.dense_state(), next(places(model.config)))
+    stats = LayerStatistics.unknown(24, 24)
+
+    def error(new):
+        shared = new.v.repeat_interleave(3, 0)
+        before, after = (torch.einsum("hkd,ehk->hde", v, o) for v, o in ((w.v, w.o), (shared, new.o)))
+        return (before - after).square().sum()
+
+    assert error(merged_layer(w, 2, stats)) < error(aligned_layer(w, 2, stats))
+
+
+def test_folding_a_bias():
+    w = AttentionWeights(
+        *(rows(4, 5, seed).unflatten(0, (2, 2)) for seed in range(3)),
+        o=rows(7, 4, 3).unflatten(1, (2, 2)),
+        v_bias=torch.tensor([[1.0, 0], [0, 2.0]], dtype=D),
+        o_bias=torch.zeros(7, dtype=D),
+    )
+    folded = fold_value_bias(w)
+    assert folded.v_bias.abs().max() == 0
+    torch.testing.assert_close(folded.o_bias, w.o[:, 0, 0] + 2 * w.o[:, 1, 1])
+    without = replace(w, o_bias=None)
+    assert fold_value_bias(without) is without
+
+
+def test_moments():
+    x = rows(9, 5, 0)
     root, inverse = roots(moment(x))
     torch.testing.assert_close(root @ root, moment(x), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(root @ inverse, torch.eye(5, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(root @ inverse, torch.eye(5, dtype=D), rtol=1e-9, atol=1e-9)
+    constant = torch.nn.functional.pad(x, (0, 1), value=1.0)
+    centred = covariance(moment(constant) / 9)
+    torch.testing.assert_close(centred[:-1, :-1], torch.cov(x.T, correction=0))
+    assert centred[-1].abs().max() < 1e-12
 
 
-def test_statistics_are_moments_of_what_layers_read():
-    model = tiny(n_kv_heads=6)
-    read, attended = [], []
-    block = model.blocks[1]
-
-    def watch(module, args, settings):
-        read.append(args[0])
-        attended.append(probabilities(module, args[0], settings))
-
-    hook = block.attention.register_forward_pre_hook(watch, with_kwargs=True)
-    found = collect(model, IDS.tolist(), G)["blocks.1.attention"]
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_statistics_are_moments_of_what_layers_read(family):
+    model = FAMILIES[family]()
+    prefix = "blocks.1.attention" if family == "llama" else "decoder.blocks.1.cross"
+    calls = []
+    hook = model.get_submodule(prefix).register_forward_pre_hook(
+        lambda module, args, settings: calls.append((args, settings)), with_kwargs=True
+    )
+    found = collect(model, [inputs(model.config)], [prefix])[prefix]
     hook.remove()
-    x = torch.cat([torch.cat(read), torch.ones(2, 9, 1)], -1).double()
-    assert found.n_tokens == 18
-    torch.testing.assert_close(found.inputs, moment(x) / 18)
-    probs = torch.cat(attended).double()
-    assert torch.allclose(probs.sum(-1), torch.ones(1, dtype=torch.float64))
-    assert probs.triu(1).abs().max() == 0
-    averaged = torch.stack([moment(probs[:, h] @ x) for h in (3, 4, 5)]).mean(0) / 18
-    torch.testing.assert_close(found.averaged[1], averaged)
+    (x,), settings = calls[0]
+    read = settings.get("context", x)
+    queries, keys = (torch.nn.functional.pad(t.double(), (0, 1), value=1.0) for t in (x, read))
+    probs = log_probabilities(model.get_submodule(prefix), calls[0]).exp().double()
+    torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs.sum(-1)), rtol=1e-5, atol=1e-5)
+    assert found.n_tokens == x.shape[0] * x.shape[1]
+    torch.testing.assert_close(found.queries, moment(queries) / queries[..., 0].numel())
+    torch.testing.assert_close(found.inputs, moment(keys) / keys[..., 0].numel())
+    averaged = torch.stack([moment(probs[:, h] @ keys) for h in range(6)]).mean(0) / queries[..., 0].numel()
+    torch.testing.assert_close(found.averaged, averaged, rtol=1e-4, atol=1e-4)
+    if family == "llama":
+        assert probs.triu(1).abs().max() == 0
 
 
-def test_from_files_with_calibration(tmp_path):
-    make("llama-multi-head", tmp_path / "source")
-    source = modicum.read_checkpoint(tmp_path / "source")
-    text = [torch.randint(0, 61, (40,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(20)]
-    ids = torch.tensor(text[:4])
-    model, errors = modicum.load(tmp_path / "source"), {}
-    for name, calibration in (("mean", None), ("merged", None), ("calibrated", text)):
-        method = "mean" if name == "mean" else "merged"
-        modicum.write_checkpoint(modicum.convert_to_gqa(source, 2, method, calibration), tmp_path / name)
-        with torch.no_grad():
-            errors[name] = (modicum.load(tmp_path / name)(ids) - model(ids)).square().mean().item()
-    assert errors["calibrated"] < errors["merged"] < errors["mean"]
-    with pytest.raises(UsageError, match="calibration is for the method `merged` on language models"):
-        modicum.convert_to_gqa(source, 2, "mean", text)
-    draft = modicum.read_checkpoint(resources.model_presets()["modicum-code-draft"])
-    with pytest.raises(UsageError, match=r"calibration text .*none\.txt does not exist"):
-        modicum.convert_to_gqa(draft, 2, "merged", str(tmp_path / "none.txt"))
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "t5"])
+def test_attention_by_hand_is_the_kernels(family):
+    """`log_probabilities` gives the weights by which the layer's own output is made."""
+    model = FAMILIES[family]()
+    seen = []
+    layers = [m for name, m in model.named_modules() if name.endswith((".attention", ".cross"))]
+    hooks = [
+        layer.register_forward_hook(
+            lambda m, args, settings, out: seen.append((m, (args, settings), out)), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        model(*inputs(model.config))
+        for hook in hooks:
+            hook.remove()
+        for layer, call, out in seen:
+            (x,), settings = call
+            probs = log_probabilities(layer, call).exp()
+            v = layer.project.v(settings.get("context", x)).unflatten(-1, (-1, layer.head_dim)).transpose(1, 2)
+            mixed = probs @ v.repeat_interleave(probs.shape[1] // v.shape[1], 1)
+            torch.testing.assert_close(layer.out(mixed.transpose(1, 2).flatten(2)), out, rtol=1e-3, atol=1e-4)
+
+
+def calls_of(model, prefix, batches):
+    calls = []
+    hook = model.get_submodule(prefix).register_forward_pre_hook(
+        lambda module, args, settings: calls.append((args, settings)), with_kwargs=True
+    )
+    with torch.no_grad():
+        for batch in batches:
+            model(*batch)
+    hook.remove()
+    return calls
+
+
+def test_refits_lower_what_they_are_judged_by():
+    wide = tiny(n_kv_heads=6, rope=RopeConfig(rotary_dim=10))
+    ids = torch.randint(0, 29, (12, 1, 40), generator=torch.Generator().manual_seed(5))
+    calls = calls_of(wide, "blocks.0.attention", [(x,) for x in ids])
+    old = wide.blocks[0].attention
+    model = tiny(n_kv_heads=6, rope=RopeConfig(rotary_dim=10))
+    convert_model(model, [(ids[0],)], 2)  # a single piece: the closed form alone
+    new = model.blocks[0].attention
+    with torch.no_grad():
+        before, after = refit_scores(old, new, calls, calls)
+        assert after < 0.9 * before
+        before, after = refit_output(old, new, calls, calls)
+        assert after < 0.9 * before
+        # Nothing is left to gain where the layer is the original: a step that gains nothing is taken back.
+        kept = [p.clone() for p in old.parameters()]
+        refit_scores(old, old, calls, calls)
+        refit_output(old, old, calls, calls)
+        assert all(torch.allclose(p, k, atol=1e-6) for p, k in zip(old.parameters(), kept, strict=True))
+
+
+def test_orders_move_whole_groups():
+    w = cast(take(tiny(n_kv_heads=3).dense_state(), next(places(tiny(n_kv_heads=3).config))), D)
+    moved = permuted(w, [2, 0, 1])
+    assert torch.equal(moved.k, w.k[[2, 0, 1]])
+    assert torch.equal(moved.q, w.q[[4, 5, 0, 1, 2, 3]])
+    assert torch.equal(moved.o, w.o[:, [4, 5, 0, 1, 2, 3]])

@@ -188,15 +188,10 @@ def write_folder(path: str | Path, fill: Callable[[Path], None], *, overwrite: b
         UsageError, CheckpointError: as `write_checkpoint`.
     """
     goal = Path(path).expanduser().resolve()
-    if goal.exists() and not goal.is_dir():
-        raise UsageError(f"{goal} is a file: give a folder to write to")
     mark = uuid.uuid4().hex[:8]
     partial, old = goal.with_name(f".{goal.name}.{mark}.partial"), goal.with_name(f".{goal.name}.{mark}.old")
     try:
-        if goal.is_dir() and any(goal.iterdir()) and not overwrite:
-            raise UsageError(
-                f"{goal} already holds files: give a new folder, or overwrite=True (--force) to replace it"
-            )
+        check_goal(goal, overwrite=overwrite)
         partial.mkdir(parents=True)
         fill(partial)
         for file in partial.iterdir():
@@ -212,6 +207,14 @@ def write_folder(path: str | Path, fill: Callable[[Path], None], *, overwrite: b
         shutil.rmtree(partial, ignore_errors=True)
         if goal.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def check_goal(goal: Path, *, overwrite: bool) -> None:
+    """Refuse to write to a file, or into a folder that holds something unless `overwrite`."""
+    if goal.exists() and not goal.is_dir():
+        raise UsageError(f"{goal} is a file: give a folder to write to")
+    if goal.is_dir() and any(goal.iterdir()) and not overwrite:
+        raise UsageError(f"{goal} already holds files: give a new folder, or overwrite=True (--force) to replace it")
 
 
 def _put_in_place(partial: Path, goal: Path, old: Path) -> None:

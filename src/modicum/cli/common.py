@@ -9,6 +9,8 @@ import typer
 
 from modicum.errors import UsageError
 
+INTERRUPTED = 130  # the exit code after Ctrl-C
+
 Target = Annotated[
     str, typer.Argument(help="Name of a model that ships with modicum, a local folder, or a Hugging Face hub id.")
 ]

@@ -17,6 +17,8 @@ from modicum.core.linear import PackedLinear, can_block
 # `blocked` pays from about this many keys on, with about this many queries at a time (benchmarks/vivit.py).
 LONG_ROW = 512
 QUERY_BLOCK = 256
+# `folded` pays up to about this many tokens at a time: a decoded token, a verified draft (benchmarks/gqa_decode.py).
+FEW_TOKENS = 8
 
 # (q_BHLK, k_BGMK, v_BGMK, mask, causal, scale) -> [B, H, L, K]. `mask` is additive, 0 where a key is seen and -inf where
 # it is not (or any bias), broadcastable to [B, H, L, M]; `causal` is the lower triangle of a square L = M, without a mask.
@@ -31,6 +33,45 @@ def sdpa(
     return F.scaled_dot_product_attention(
         q_BHLK, k_BGMK, v_BGMK, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )
+
+
+def folded(
+    q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """A few tokens against all they follow: query heads that share a key-value head are rows of one product.
+
+    PyTorch's kernels take query heads one by one and read every key once for each; so each is read once for all. On a
+    GPU they have, besides, no grouped heads under a mask, and copy the keys. Many tokens at once go to `sdpa`.
+    """
+    B, H, L, K = q_BHLK.shape
+    if causal or L > FEW_TOKENS:
+        return sdpa(q_BHLK, k_BGMK, v_BGMK, mask, causal, scale)
+    R = H // k_BGMK.shape[1]
+    if q_BHLK.device.type == "cpu":
+        R = heads_together(B * k_BGMK.shape[1], R, torch.get_num_threads())
+        if R * L == 1 and q_BHLK.element_size() == 2:
+            # One row of 16-bit numbers takes PyTorch more than twice as long as two.
+            return sdpa(q_BHLK.repeat(1, 1, 2, 1), k_BGMK, v_BGMK, mask, False, scale)[:, :, :1]
+    if mask is not None and mask.shape[-3:-1] != (1, 1):
+        mask = fold(mask.reshape((1,) * (4 - mask.dim()) + mask.shape), R, L)
+    return sdpa(q_BHLK.reshape(B, H // R, R * L, K), k_BGMK, v_BGMK, mask, False, scale).reshape(B, H, L, K)
+
+
+def heads_together(n_groups: int, per_group: int, n_threads: int) -> int:
+    """How many of the query heads of a group to take at once: all `per_group`, or a divisor that leaves no thread idle.
+
+    Threads share out rows and heads but never keys.
+    """
+    parts = min(per_group, -(-n_threads // n_groups))
+    while per_group % parts:
+        parts += 1
+    return per_group // parts
+
+
+def fold(mask: Tensor, R: int, L: int) -> Tensor:
+    """A mask [1 or B, 1 or H, 1 or L, M] for query heads taken R at a time: [1 or B, 1 or H / R, R * L, M]."""
+    by_head = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (-1, R))
+    return by_head.expand(-1, -1, R, L, -1).flatten(2, 3)
 
 
 def flex(

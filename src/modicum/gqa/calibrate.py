@@ -1,6 +1,6 @@
-"""Second moments of what attention layers read, collected while a model reads text."""
+"""A model's own text read through it: second moments of what its attention layers read, and a walk from layer to layer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -8,85 +8,151 @@ from torch import Tensor, nn
 
 from modicum.core.attend import triangle
 from modicum.core.attention import Attention
-from modicum.gqa.merge import LayerStatistics
+from modicum.gqa.heads import Place, places
+from modicum.gqa.statistics import LayerStatistics, moment
 
-# Beyond this width the moments of averaged inputs are pooled over all groups: one matrix per layer instead of one per group.
-POOLED_FROM = 2048
+# What an attention layer was called with.
+Call = tuple[tuple[Tensor, ...], dict[str, Any]]
+
+
+class Sums:
+    """Running sums of one layer's statistics."""
+
+    def __init__(self, attention: Attention) -> None:
+        self.attention = attention
+        q_dim, kv_dim = attention.project.q.in_features, attention.project.k.in_features
+        queries, inputs, averaged = (torch.zeros(n + 1, n + 1, dtype=torch.float64) for n in (q_dim, kv_dim, kv_dim))
+        self.sums = LayerStatistics(queries, inputs, averaged)
+
+    def add(self, call: Call) -> None:
+        (x_BLD,), settings = call
+        read_BMD = settings.get("context")
+        x_BLE, read_BME = (with_constant(x) for x in (x_BLD, x_BLD if read_BMD is None else read_BMD))
+        probs_BHLM = log_probabilities(self.attention, call).exp().cpu()
+        self.sums.n_tokens += x_BLE.shape[0] * x_BLE.shape[1]
+        self.sums.queries += moment(x_BLE)
+        self.sums.inputs += moment(read_BME)
+        averaged_BHLE = probs_BHLM @ read_BME[:, None].to(probs_BHLM.dtype)
+        self.sums.averaged += moment(averaged_BHLE.double()) / averaged_BHLE.shape[1]
+
+    def result(self) -> LayerStatistics:
+        """Means per row: by its constant, a sum says itself how many there were."""
+        queries, inputs, averaged = (x / x[-1, -1] for x in (self.sums.queries, self.sums.inputs, self.sums.averaged))
+        return LayerStatistics(queries, inputs, averaged, self.sums.n_tokens)
+
+
+def with_constant(x: Tensor) -> Tensor:
+    """[..., D] -> float64 [..., D + 1] on the CPU."""
+    return torch.nn.functional.pad(x.double().cpu(), (0, 1), value=1.0)
+
+
+def log_probabilities(attention: Attention, call: Call) -> Tensor:
+    """What the layer attends to, [B, H, L, M]: its own projections, norms, rotation and mask, without its fused kernel."""
+    (x_BLD,), settings = call
+    context_BMD, rotate = settings.get("context"), settings.get("rotate")
+    read_BMD = x_BLD if context_BMD is None else context_BMD
+    q_BLHK = attention._heads(attention.project.q(x_BLD), attention.q_norm)
+    k_BMGK = attention._heads(attention.project.k(read_BMD), attention.k_norm)
+    if rotate is not None:
+        q_BLHK, k_BMGK = rotate(q_BLHK), rotate(k_BMGK)
+    L, K = q_BLHK.shape[1], q_BLHK.shape[3]
+    scale = K**-0.5 if attention.scale is None else attention.scale
+    q_BGRLK = (q_BLHK * scale).transpose(1, 2).unflatten(1, (k_BMGK.shape[2], -1))
+    scores_BHLM = (q_BGRLK @ k_BMGK.permute(0, 2, 3, 1)[:, :, None]).flatten(1, 2)
+    mask = triangle(L, L, scores_BHLM) if settings.get("causal") else settings.get("mask")
+    return (scores_BHLM if mask is None else scores_BHLM + mask).log_softmax(-1)
+
+
+class Recorder:
+    """What a module is called with, while this is entered."""
+
+    def __init__(self, modules: Iterable[nn.Module], keep: Callable[[nn.Module, Call], Any]) -> None:
+        self.modules, self.keep = list(modules), keep
+
+    def __enter__(self) -> None:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], settings: dict[str, Any]) -> None:
+            self.keep(module, (args, settings))
+
+        self.handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module in self.modules]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+class _Called(Exception):
+    """Carries the call out of a module that is not to be run."""
+
+
+def call_of(module: nn.Module, block: nn.Module, x_BLD: Tensor, settings: dict[str, Any]) -> Call:
+    """What `module` is called with within a block; the block gets no further."""
+
+    def stop(_: nn.Module, call: Call) -> None:
+        raise _Called(call)
+
+    try:
+        with Recorder([module], stop):
+            block(x_BLD, **settings)
+    except _Called as called:
+        return called.args[0]
+    raise RuntimeError("the block does not call this module")
+
+
+def statistics_of(attention: Attention, calls: Iterable[Call]) -> LayerStatistics:
+    """What a layer read in these calls."""
+    sums = Sums(attention)
+    for call in calls:
+        sums.add(call)
+    return sums.result()
+
+
+class Walk:
+    """A text on its way through a model, block by block.
+
+    Iterated, it gives every block that holds attention layers to be shared, those layers' places with what they are called
+    with, and the settings the block is called with, one per batch. `rows` are what the first block reads of every batch.
+    """
+
+    def __init__(self, model: Any, batches: Iterable[tuple[Tensor, ...]]) -> None:
+        self.members: dict[nn.Module, list[tuple[Place, nn.Module]]] = {}
+        for place in places(model.config):
+            block = model.get_submodule(place.prefix.rpartition(".")[0])
+            self.members.setdefault(block, []).append((place, model.get_submodule(place.prefix)))
+        self.settings: dict[nn.Module, list[dict[str, Any]]] = {block: [] for block in self.members}
+        self.rows: list[Tensor] = []
+        first = next(iter(self.members))
+
+        def keep(block: nn.Module, call: Call) -> None:
+            self.settings[block].append(call[1])
+            if block is first:
+                self.rows.append(call[0][0])
+
+        with Recorder(self.members, keep):
+            for batch in batches:
+                model(*batch)
+
+    def __iter__(self) -> Iterator[tuple[nn.Module, list[tuple[Place, list[Call]]], list[dict[str, Any]]]]:
+        rows = self.rows
+        for block, members in self.members.items():
+            calls: dict[nn.Module, list[Call]] = {layer: [] for _, layer in members}
+            with Recorder(calls, lambda layer, call, calls=calls: calls[layer].append(call)):  # type: ignore[misc]
+                rows = [block(x, **given) for x, given in zip(rows, self.settings[block], strict=True)]
+            yield block, [(place, calls[layer]) for place, layer in members], self.settings[block]
 
 
 @torch.no_grad()
 def collect(
-    model: nn.Module,
-    batches: Iterable[list[int]],
-    n_kv_heads: int,
-    on_batch: Callable[[], Any] | None = None,
+    model: nn.Module, batches: Iterable[tuple[Tensor, ...]], prefixes: Iterable[str]
 ) -> dict[str, LayerStatistics]:
-    """Statistics of every attention layer, by the prefix of its name.
+    """Statistics of the attention layers at `prefixes`.
 
     Args:
-        model: a decoder that is not packed; its own dtype is what it computes in, sums are in float64.
-        batches: lists of token ids, each at most the model's context; at least ten tokens per unit of width are advised.
-        n_kv_heads: into how many groups the query heads will be shared out.
+        model: not packed; its own dtype is what it computes in, sums are in float64.
+        batches: what the model is called with, each at most its context; ten tokens per unit of width are advised.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
-    sums = {name: _Sums(module, n_kv_heads) for name, module in layers.items()}
-    handles = [module.register_forward_pre_hook(sums[name].add, with_kwargs=True) for name, module in layers.items()]
-    device = next(model.parameters()).device
-    try:
-        for ids in batches:
-            model(torch.tensor([ids], device=device))
-            if on_batch is not None:
-                on_batch()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: total.result() for name, total in sums.items()}
-
-
-class _Sums:
-    """Running sums of one layer."""
-
-    def __init__(self, attention: Attention, n_kv_heads: int) -> None:
-        E = attention.out.out_features + 1
-        self.n_kv_heads = n_kv_heads
-        self.pooled = E > POOLED_FROM
-        self.inputs = torch.zeros(E, E, dtype=torch.float64)
-        self.averaged = torch.zeros(1 if self.pooled else n_kv_heads, E, E, dtype=torch.float64)
-        self.n_tokens = 0
-
-    def add(self, attention: Attention, args: tuple[Tensor, ...], settings: dict[str, Any]) -> None:
-        (x_BLD,) = args
-        x_BLE = torch.nn.functional.pad(x_BLD.double(), (0, 1), value=1.0).cpu()
-        probs_BHLM = probabilities(attention, x_BLD, settings).double().cpu()
-        self.n_tokens += x_BLE.shape[0] * x_BLE.shape[1]
-        self.inputs += moment(x_BLE)
-        for g, heads in enumerate(probs_BHLM.chunk(self.n_kv_heads, dim=1)):
-            self.averaged[0 if self.pooled else g] += moment(heads @ x_BLE[:, None]) / heads.shape[1]
-
-    def result(self) -> LayerStatistics:
-        n_sums = self.n_tokens * (self.n_kv_heads if self.pooled else 1)
-        averaged = (self.averaged / n_sums).expand(self.n_kv_heads, -1, -1)
-        return LayerStatistics(self.inputs / self.n_tokens, averaged, self.n_tokens)
-
-
-def moment(x: Tensor) -> Tensor:
-    """Sum over all rows of x^T x: [..., E] -> [E, E]."""
-    rows = x.flatten(0, -2)
-    return rows.T @ rows
-
-
-def probabilities(attention: Attention, x_BLD: Tensor, settings: dict[str, Any]) -> Tensor:
-    """What the layer attends to, [B, H, L, L]: its own projections, norms, rotation and mask, without its fused kernel."""
-    B, L, _ = x_BLD.shape
-    q_BLHK, k_BLGK, _ = (heads.view(B, L, -1, attention.head_dim) for heads in attention.project(x_BLD))
-    if attention.q_norm is not None and attention.k_norm is not None:
-        q_BLHK, k_BLGK = attention.q_norm(q_BLHK), attention.k_norm(k_BLGK)
-    rotate = settings.get("rotate")
-    if rotate is not None:
-        q_BLHK, k_BLGK = rotate(q_BLHK), rotate(k_BLGK)
-    per_group = q_BLHK.shape[2] // k_BLGK.shape[2]
-    k_BLHK = k_BLGK.repeat_interleave(per_group, dim=2)
-    scale = attention.head_dim**-0.5 if attention.scale is None else attention.scale
-    scores_BHLM = torch.einsum("blhk,bmhk->bhlm", q_BLHK, k_BLHK).float() * scale
-    mask = triangle(L, L, scores_BHLM) if settings.get("causal") else settings.get("mask")
-    return (scores_BHLM if mask is None else scores_BHLM + mask).softmax(-1)
+    sums = {prefix: Sums(model.get_submodule(prefix)) for prefix in prefixes}  # type: ignore[arg-type]
+    of = {total.attention: total for total in sums.values()}
+    with Recorder(of, lambda module, call: of[module].add(call)):  # type: ignore[index]
+        for batch in batches:
+            model(*batch)
+    return {prefix: total.result() for prefix, total in sums.items()}

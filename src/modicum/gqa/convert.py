@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.checkpoint.hf import NativeTensors, decoder_config, stock_config, to_stock
+from modicum.checkpoint.hf import NativeTensors, language_config, stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint
 from modicum.checkpoint.vivit_folder import (
     MODEL_TYPES,
@@ -17,86 +17,110 @@ from modicum.checkpoint.vivit_folder import (
     stored_labels,
     vivit_checkpoint,
 )
-from modicum.config import DecoderConfig, VivitConfig, nearest
+from modicum.config import LanguageConfig, VivitConfig, nearest
 from modicum.errors import UsageError
-from modicum.gqa.heads import AttentionWeights, Place, names, places, put, take
-from modicum.gqa.merge import LayerStatistics, merged_layer
+from modicum.gqa.align import aligned_layer, permuted, query_order
+from modicum.gqa.grouping import best_order, pair_costs
+from modicum.gqa.heads import AttentionWeights, Place, cast, names, places, put, take
+from modicum.gqa.merge import merged_layer
+from modicum.gqa.statistics import LayerStatistics
 
-# A conversion of one layer: its weights, the new number of key-value heads, a seed of its own -> weights.
+AnyConfig = LanguageConfig | VivitConfig
+# A conversion of the paper's: a layer's weights, the new number of key-value heads, a seed of its own -> weights.
 Method = Callable[[AttentionWeights, int, int], AttentionWeights]
-Statistics = Mapping[str, LayerStatistics]
-NAMES = ("mean", "first", "random", "merged")
+CALIBRATED = ("aligned", "merged")
+NAMES = ("mean", "first", "random", *CALIBRATED)
 
 
-def convert_checkpoint(
-    ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", statistics: Statistics | None = None, seed: int = 0
-) -> Checkpoint:
+def convert_checkpoint(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", seed: int = 0) -> Checkpoint:
     """The same checkpoint with fewer key-value heads. Tensors are made when they are asked for, one layer at a time.
 
     Args:
         ckpt: of a native family, or a ViViT; multi-head or grouped already.
         n_kv_heads: must divide the checkpoint's own number. The same number gives the same weights.
         method: mean (the paper's choice: keys and values of a group are averaged), first (the group's first head), random
-            (normal, with the standard deviation of the weights that it replaces), merged (the closed forms of `gqa.merge`).
-        statistics: of merged, by layer; without them the weights alone decide.
+            (normal, with the standard deviation of the weights that it replaces), and with heads grouped by what they lose:
+            aligned (averages of heads in one form, `gqa.align`), merged (the closed forms of `gqa.merge`).
         seed: of random; every layer draws from a stream of its own.
 
     Raises:
         UsageError: a number of heads that does not divide, or an unknown method.
         CheckpointError: the checkpoint is of another family, or damaged.
     """
-    if method not in NAMES:
-        raise UsageError(f"`method` is {method!r}{nearest(method, NAMES)}")
-    config: DecoderConfig | VivitConfig
+    check_method(method)
+    config: AnyConfig
     video = ckpt.config.get("model_type") in MODEL_TYPES
-    config = read_vivit_config(ckpt.config) if video else decoder_config(ckpt.config)
+    config = read_vivit_config(ckpt.config) if video else language_config(ckpt.config)
     check(config, n_kv_heads)
     new: Any = replace(config, n_kv_heads=n_kv_heads)
     source: Mapping[str, Tensor]
     if isinstance(config, VivitConfig):
         source = dict(native_tensors(ckpt, config))
         labels = stored_labels(ckpt.config, config.num_classes)
-        converted = ConvertedTensors(source, config, new, method, statistics, seed)
+        converted = ConvertedTensors(source, config, new, method, seed)
         return vivit_checkpoint(new, converted, labels, ckpt.config, ckpt.files)
     source = NativeTensors(ckpt.state_dict, config)
-    converted = ConvertedTensors(source, config, new, method, statistics, seed)
+    converted = ConvertedTensors(source, config, new, method, seed)
     return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
 
 
-def check(config: DecoderConfig | VivitConfig, n_kv_heads: int) -> None:
+def check_method(method: str) -> None:
+    if method not in NAMES:
+        raise UsageError(f"`method` is {method!r}{nearest(method, NAMES)}")
+
+
+def check(config: AnyConfig, n_kv_heads: int) -> None:
     """Refuse a number of key-value heads that the present ones cannot be grouped into."""
     held = config.n_kv_heads
-    even = isinstance(config, VivitConfig) and config.variant == "factorized_dot_product"
-    valid = [g for g in range(1, held + 1) if held % g == 0 and not (even and g % 2)]
+    halves = isinstance(config, VivitConfig) and config.variant == "factorized_dot_product"
+    valid = [*group_counts(held, halves), held]
     if n_kv_heads not in valid:
-        why = ", half of them for time and half for space" if even else ""
+        why = ", half of them for time and half for space" if halves else ""
         raise UsageError(
             f"{n_kv_heads} key-value heads do not divide the checkpoint's {held}{why}: "
             f"choose one of {', '.join(map(str, valid))}"
         )
 
 
+def group_counts(held: int, halves: bool) -> list[int]:
+    """The smaller numbers of key-value heads that `held` of them can be grouped into."""
+    return [n for n in range(1, held) if held % n == 0 and not (halves and n % 2)]
+
+
+def converted_layer(
+    weights: AttentionWeights, n_kv_heads: int, method: str, stats: LayerStatistics
+) -> AttentionWeights:
+    """`aligned` or `merged` of one layer, its heads already in order; in float64, then in the dtype of its weights."""
+    layer = aligned_layer if method == "aligned" else merged_layer
+    return cast(layer(cast(weights, torch.float64), n_kv_heads, stats), weights.q.dtype)
+
+
+def order_of(layers: list[tuple[AttentionWeights, LayerStatistics]], n_kv_heads: int) -> list[int]:
+    """The one order of key-value heads that loses least in all of these layers together."""
+    costs = torch.stack([pair_costs(cast(weights, torch.float64), stats) for weights, stats in layers]).sum(0)
+    return best_order(costs, n_kv_heads, layers[0][0].halves)
+
+
+def unknown_inputs(weights: AttentionWeights) -> LayerStatistics:
+    return LayerStatistics.unknown(weights.q.shape[-1], weights.k.shape[-1])
+
+
 class ConvertedTensors(Mapping[str, Tensor]):
     """A model's tensors under our names, its attention layers converted. The latest layer is kept, no other."""
 
     def __init__(
-        self,
-        source: Mapping[str, Tensor],
-        before: DecoderConfig | VivitConfig,
-        after: DecoderConfig | VivitConfig,
-        method: str,
-        statistics: Statistics | None,
-        seed: int,
+        self, source: Mapping[str, Tensor], before: AnyConfig, after: AnyConfig, method: str, seed: int
     ) -> None:
-        self.source, self.method, self.statistics, self.seed = source, method, statistics or {}, seed
+        self.source, self.method, self.seed = source, method, seed
         self.places = dict(zip(places(before), places(after), strict=True))
         self.owner = {name: place for place in self.places for name in names(place) if name in source}
         self.latest: tuple[Place | None, dict[str, Tensor]] = (None, {})
+        self.orders: dict[str, list[int]] = {}  # by table of biases
 
     def __getitem__(self, name: str) -> Tensor:
         place = self.owner.get(name)
         if place is None:
-            return self.source[name]
+            return self._biases(name)
         if self.latest[0] != place:
             self.latest = (place, self._converted(place))
         return self.latest[1][name]
@@ -106,11 +130,29 @@ class ConvertedTensors(Mapping[str, Tensor]):
         weights = take(self.source, place)
         if new.n_kv_heads == place.n_kv_heads:
             return put(weights, new)
-        if self.method == "merged":
-            return put(merged_layer(weights, new.n_kv_heads, self.statistics.get(place.prefix)), new)
-        # A stream per layer, so that a layer does not depend on which others were asked for before it.
-        digest = hashlib.sha256(f"{self.seed} {place.prefix}".encode()).digest()
-        return put(PAPER[self.method](weights, new.n_kv_heads, int.from_bytes(digest[:7])), new)
+        if self.method in PAPER:
+            # A stream per layer, so that a layer does not depend on which others were asked for before it.
+            digest = hashlib.sha256(f"{self.seed} {place.prefix}".encode()).digest()
+            return put(PAPER[self.method](weights, new.n_kv_heads, int.from_bytes(digest[:7])), new)
+        weights = permuted(weights, self._order(place, weights))
+        return put(converted_layer(weights, new.n_kv_heads, self.method, unknown_inputs(weights)), new)
+
+    def _order(self, place: Place, weights: AttentionWeights) -> list[int]:
+        n_kv_heads = self.places[place].n_kv_heads
+        if place.head_bias is None:
+            return order_of([(weights, unknown_inputs(weights))], n_kv_heads)
+        if place.head_bias not in self.orders:
+            layers = [take(self.source, other) for other in self.places if other.head_bias == place.head_bias]
+            self.orders[place.head_bias] = order_of([(w, unknown_inputs(w)) for w in layers], n_kv_heads)
+        return self.orders[place.head_bias]
+
+    def _biases(self, name: str) -> Tensor:
+        """A tensor of no attention layer: unchanged, unless it is a table whose columns follow the heads."""
+        place = next((place for place in self.places if place.head_bias == name), None)
+        if place is None or self.method in PAPER or self.places[place].n_kv_heads == place.n_kv_heads:
+            return self.source[name]
+        order = self._order(place, take(self.source, place))
+        return self.source[name][:, query_order(order, place.n_heads // place.n_kv_heads)]
 
     def __contains__(self, name: object) -> bool:
         return name in self.source

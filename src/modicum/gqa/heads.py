@@ -4,11 +4,12 @@ Query heads g * H/G ... (g + 1) * H/G - 1 share key-value head g, in all of modi
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from modicum.config import DecoderConfig, VivitConfig
+from modicum.config import DecoderConfig, EncoderDecoderConfig, LanguageConfig, VivitConfig
 
 
 @dataclass
@@ -45,18 +46,34 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a layer stands in a model: the prefix of its tensors' names, and its heads."""
+    """Where a layer stands in a model: the prefix of its tensors' names, and its heads.
+
+    head_bias: a table of position biases, a column per query head, that several layers share (T5): their heads keep one
+    order.
+    """
 
     prefix: str
     n_heads: int
     n_kv_heads: int
     rotary_dim: int = 0
     halves: bool = False
+    head_bias: str | None = None
+
+    @property
+    def cross(self) -> bool:
+        """Whether keys and values are made from another text."""
+        return self.prefix.endswith(".cross")
 
 
-def places(config: DecoderConfig | VivitConfig) -> Iterator[Place]:
-    """Every self-attention layer of a model, in order."""
+def places(config: LanguageConfig | VivitConfig) -> Iterator[Place]:
+    """Every attention layer whose keys and values may be shared, in order: of T5 the decoder's, as in the paper."""
     c = config
+    if isinstance(c, EncoderDecoderConfig):
+        for i in range(c.n_layers):
+            table = "decoder.relative.weight"
+            yield Place(f"decoder.blocks.{i}.attention", c.n_heads, c.n_kv_heads, head_bias=table)
+            yield Place(f"decoder.blocks.{i}.cross", c.n_heads, c.n_kv_heads)
+        return
     if isinstance(c, DecoderConfig):
         rotary_dim = c.rope.rotary_dim if c.rope is not None else 0
         for i in range(c.n_layers):
@@ -109,3 +126,24 @@ def put(weights: AttentionWeights, place: Place) -> dict[str, Tensor]:
             tensor = tensor.flatten(0, 1)
         result[name] = tensor.contiguous()
     return result
+
+
+_TRAINED = ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias")
+
+
+def cast(weights: AttentionWeights, dtype: torch.dtype) -> AttentionWeights:
+    """The same weights in another dtype; norms stay as they are."""
+    held = {field: getattr(weights, field) for field in _TRAINED}
+    changes = {field: None if x is None else x.to(dtype) for field, x in held.items()}
+    return replace(weights, **changes)  # type: ignore[arg-type]
+
+
+def with_bias(heads: Tensor, bias: Tensor | None) -> Tensor:
+    """[heads, K, D] and [heads, K] -> [heads, K, D + 1]: a bias is the weight of a constant input."""
+    column = heads.new_zeros(heads.shape[:2]) if bias is None else bias
+    return torch.cat([heads, column[..., None]], dim=-1)
+
+
+def without_bias(heads: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The inverse of `with_bias`; there is a bias afterwards if there was one before."""
+    return heads[..., :-1], None if bias is None else heads[..., -1]
