@@ -34,7 +34,7 @@ from modicum.decode.prompts import (
 from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
-from modicum.gqa.convert import CALIBRATED, check, check_method, convert_checkpoint
+from modicum.gqa.convert import CALIBRATED, check, check_convertible, check_method, convert_checkpoint
 from modicum.gqa.refit import convert_model, converted_tensors
 from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
@@ -143,6 +143,7 @@ def convert_to_gqa(
         CheckpointError: the checkpoint is of another family, or damaged.
     """
     check_method(method)
+    check_convertible(ckpt)
     config = read_config(ckpt.config)
     if calibration is not None and (method not in CALIBRATED or isinstance(config, VivitConfig)):
         raise UsageError(f"calibration is for {' and '.join(CALIBRATED)} on language models: leave it out")

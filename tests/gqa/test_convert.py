@@ -9,7 +9,7 @@ import transformers
 
 import modicum
 from modicum.checkpoint.io import Checkpoint
-from modicum.errors import UsageError
+from modicum.errors import CheckpointError, UsageError
 from modicum.gqa.convert import first, mean, random
 from modicum.gqa.heads import AttentionWeights, put, take
 from modicum.gqa.heads import places as places_of
@@ -227,3 +227,24 @@ def test_refusals(tmp_path):
         modicum.convert_to_gqa(source, 8)
     with pytest.raises(UsageError, match="`method` is 'meen': did you mean `mean`"):
         modicum.convert_to_gqa(source, 2, "meen")
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "sentence"),
+    [
+        ({"model_type": "bloom"}, {}, "takes each head's positions from the head's number .ALiBi."),
+        ({"model_type": "mpt"}, {}, "ALiBi"),
+        (
+            {"model_type": "llama"},
+            {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(1)},
+            "merge them into it",
+        ),
+        ({"peft_type": "LORA"}, {}, "merge them into it first"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, {}, "weights are quantised"),
+        ({"model_type": "llama", "attn_logit_softcapping": 50.0}, {}, "caps logits"),
+        ({"model_type": "mamba"}, {}, "families with native code are"),
+    ],
+)
+def test_what_cannot_be_converted(config, tensors, sentence):
+    with pytest.raises(CheckpointError, match=sentence):
+        modicum.convert_to_gqa(Checkpoint(config, tensors, {}), 1)

@@ -70,8 +70,8 @@ def test_schedules_by_hand():
     optim = schedule(10_000, batch=3, window=16, original=given)
     # 96 tokens a step; five per cent of the steps to warm up.
     assert (optim.steps, optim.warmup, optim.batch, optim.accumulate) == (104, 6, 3, 2)
-    assert (optim.lr, optim.beta2) == (5e-4, 0.9)
-    assert schedule(10_000, batch=3, window=16).lr == 3e-4
+    assert (optim.lr, optim.beta2) == (2e-4, 0.9)
+    assert schedule(10_000, batch=3, window=16).lr == 1e-4
     assert schedule(10_000, batch=3, window=16, lr=7e-4, original=given).lr == 7e-4
     with pytest.raises(UsageError, match="a budget of 23 tokens is less than a step of 48"):
         schedule(23, batch=3, window=16)
@@ -116,7 +116,7 @@ def test_a_grouped_model_is_uptrained_again(small, tmp_path):
     planned(small, tmp_path / "two").go()
     again = planned((str(tmp_path / "two"), small[1]), tmp_path / "one", kv_heads=1, tokens=None, fraction=0.1)
     # A tenth of what the first of them was trained on, by the rate of its own training.
-    assert (again.facts["tokens"], again.optim.lr) == (TOKENS // 10, 0.25 * 1e-2)
+    assert (again.facts["tokens"], again.optim.lr) == (TOKENS // 10, 0.1 * 1e-2)
     facts = again.go()
     assert facts["kv_heads"] == [2, 1]
     entries = record_of(tmp_path / "one")["uptrained"]

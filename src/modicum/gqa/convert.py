@@ -18,7 +18,7 @@ from modicum.checkpoint.vivit_folder import (
     vivit_checkpoint,
 )
 from modicum.config import LanguageConfig, VivitConfig, nearest
-from modicum.errors import UsageError
+from modicum.errors import CheckpointError, UsageError
 from modicum.gqa.align import aligned_layer, permuted, query_order
 from modicum.gqa.grouping import best_order, pair_costs
 from modicum.gqa.heads import AttentionWeights, Place, cast, names, places, put, take
@@ -48,6 +48,7 @@ def convert_checkpoint(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", 
         CheckpointError: the checkpoint is of another family, or damaged.
     """
     check_method(method)
+    check_convertible(ckpt)
     config: AnyConfig
     video = ckpt.config.get("model_type") in MODEL_TYPES
     config = read_vivit_config(ckpt.config) if video else language_config(ckpt.config)
@@ -62,6 +63,36 @@ def convert_checkpoint(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", 
     source = NativeTensors(ckpt.state_dict, config)
     converted = ConvertedTensors(source, config, new, method, seed)
     return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
+
+
+def check_convertible(ckpt: Checkpoint) -> None:
+    """Refuse what no conversion could be right about, with the reason.
+
+    Raises:
+        CheckpointError: positions by ALiBi, adapters that are not merged, quantised weights, capped scores.
+    """
+    kind = ckpt.config.get("model_type")
+    if kind in ("bloom", "mpt") or ckpt.config.get("alibi"):
+        raise CheckpointError(
+            f"{kind} takes each head's positions from the head's number (ALiBi), so heads cannot be ordered or share a "
+            "form: convert a model with rotary, learned or relative positions"
+        )
+    adapter = next((name for name in ckpt.state_dict if ".lora_" in name), None)
+    if adapter is not None or "peft_type" in ckpt.config:
+        raise CheckpointError(
+            f"the checkpoint holds LoRA adapters{f' (`{adapter}`)' if adapter else ''} beside its weights: merge them into "
+            "it first, as peft's `merge_and_unload` does"
+        )
+    if ckpt.config.get("quantization_config"):
+        raise CheckpointError(
+            "the checkpoint's weights are quantised, and keys and values are shared in full precision: convert the "
+            "original, and quantise the result"
+        )
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if ckpt.config.get(key):
+            raise CheckpointError(
+                f"config.json caps logits (`{key}`), which no native family does: convert a checkpoint without"
+            )
 
 
 def check_method(method: str) -> None:
