@@ -32,7 +32,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(small, tmp_path, mon
     assert (code, out) == (0, "")
     assert f"{small[0]}, 4 key-value heads -> 2 by merged, calibrated on the training text\n" in err
     assert "steps       3 of 72 tokens: 216 tokens, 10.00% of the original's\n" in err
-    assert "rate        2.50e-03 after 1 steps of warm-up, adamw\n" in err
+    assert "rate        1.00e-03 after 1 steps of warm-up, adamw\n" in err
     assert f"teacher     {small[0]}, 90% of the loss\n" in err
     assert f"writes to   {tmp_path / 'gqa'}; until then the run is in {tmp_path / 'gqa.run'}\n" in err
     code, out, _ = run(monkeypatch, capsys, *arguments, "--tokens", 720, "--json")
@@ -138,4 +138,4 @@ def test_a_source_that_does_not_say_its_tokens(small, tmp_path, monkeypatch, cap
     assert code == 0
     # Batches of 8, the whole context as the window.
     assert "steps       98 of 512 tokens: 50,176 tokens, 5.02% of the original's\n" in err
-    assert "rate        3.00e-04 after 5 steps of warm-up, adamw\n" in err
+    assert "rate        1.00e-04 after 5 steps of warm-up, adamw\n" in err

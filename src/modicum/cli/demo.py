@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from modicum.cli.demo_gqa import share
 from modicum.cli.demo_video import watch
 from modicum.errors import GenerationError, MissingExtraError, UsageError
 
@@ -21,6 +22,8 @@ NEXT_STEPS = """Try next:
   modicum generate modicum-code-target --draft modicum-code-draft --prompt 'def fibonacci(n):'
   modicum compare modicum-code-target --draft modicum-code-draft --temperature 0 --dtype float32
   modicum generate YOUR-CHECKPOINT --draft YOUR-SMALLER-ONE --prompt 'Once upon a time'
+  modicum convert modicum-code-target --report --calibration stdlib --plot losses.png
+  modicum uptrain YOUR-CHECKPOINT GROUPED --kv-heads 8 --data YOUR-TEXTS --tokens 50_000_000
   modicum inspect vivit-b/16x2
   modicum classify YOUR-VIVIT YOUR-VIDEO.mp4"""
 
@@ -28,7 +31,8 @@ NEXT_STEPS = """Try next:
 def demo(
     quick: Annotated[bool, typer.Option("--quick", help="One prompt, few tokens: only whether it runs.")] = False,
 ) -> None:
-    """Complete real Python code, plain and with a draft, and name the motions in fresh videos; all of it measured now."""
+    """Complete real Python code, plain and with a draft, share the target's keys and values, and name the motions in fresh
+    videos; all of it measured now."""
     from rich.console import Console
 
     from modicum import api, resources
@@ -66,6 +70,7 @@ def demo(
     console.print(f"  same tokens   {'yes, all of them' if same else 'NO'}\n")
     if not same:
         raise GenerationError("speculative and plain text differ: please report this with the output of `modicum demo`")
+    share(console, TARGET, quick)
     try:
         watch(console, quick)
     except MissingExtraError as missing:

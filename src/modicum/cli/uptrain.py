@@ -51,7 +51,10 @@ def uptrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state, bit for bit.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     lr: Annotated[
-        float | None, typer.Option(help="The highest learning rate; a quarter of the original's, or 3e-4.")
+        float | None,
+        typer.Option(
+            help="The highest learning rate; a tenth of the original's, or 1e-4. The worse the start, the higher."
+        ),
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Windows per batch; the original's, or 8.")] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window; the original's, or 512 (T5: 568).")] = None,

@@ -19,6 +19,9 @@ LONG_ROW = 512
 QUERY_BLOCK = 256
 # `folded` pays up to about this many tokens at a time: a decoded token, a verified draft (benchmarks/gqa_decode.py).
 FEW_TOKENS = 8
+# One row of bfloat16 queries takes PyTorch's kernel on a CPU more than twice as long as two; from about this many numbers
+# of a head's keys on, that outweighs the copy of the row.
+TWO_ROWS = 1 << 13
 
 # (q_BHLK, k_BGMK, v_BGMK, mask, causal, scale) -> [B, H, L, K]. `mask` is additive, 0 where a key is seen and -inf where
 # it is not (or any bias), broadcastable to [B, H, L, M]; `causal` is the lower triangle of a square L = M, without a mask.
@@ -44,17 +47,22 @@ def folded(
     GPU they have, besides, no grouped heads under a mask, and copy the keys. Many tokens at once go to `sdpa`.
     """
     B, H, L, K = q_BHLK.shape
-    if causal or L > FEW_TOKENS:
+    G, M = k_BGMK.shape[1], k_BGMK.shape[2]
+    R, on_cpu = H // G, q_BHLK.device.type == "cpu"
+    if R > 1 and on_cpu:
+        R = heads_together(B * G, R, n_threads())
+    if R * L == 1 and on_cpu and q_BHLK.dtype == torch.bfloat16 and M * K >= TWO_ROWS:
+        return sdpa(q_BHLK.repeat(1, 1, 2, 1), k_BGMK, v_BGMK, mask, False, scale)[:, :, :1]
+    if R == 1 or causal or L > FEW_TOKENS:
         return sdpa(q_BHLK, k_BGMK, v_BGMK, mask, causal, scale)
-    R = H // k_BGMK.shape[1]
-    if q_BHLK.device.type == "cpu":
-        R = heads_together(B * k_BGMK.shape[1], R, torch.get_num_threads())
-        if R * L == 1 and q_BHLK.element_size() == 2:
-            # One row of 16-bit numbers takes PyTorch more than twice as long as two.
-            return sdpa(q_BHLK.repeat(1, 1, 2, 1), k_BGMK, v_BGMK, mask, False, scale)[:, :, :1]
     if mask is not None and mask.shape[-3:-1] != (1, 1):
         mask = fold(mask.reshape((1,) * (4 - mask.dim()) + mask.shape), R, L)
     return sdpa(q_BHLK.reshape(B, H // R, R * L, K), k_BGMK, v_BGMK, mask, False, scale).reshape(B, H, L, K)
+
+
+@torch.compiler.assume_constant_result  # torch.compile has no way of its own to ask
+def n_threads() -> int:
+    return torch.get_num_threads()
 
 
 def heads_together(n_groups: int, per_group: int, n_threads: int) -> int:

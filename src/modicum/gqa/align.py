@@ -74,6 +74,38 @@ def query_order(order: list[int], per_kv: int) -> list[int]:
     return [head * per_kv + i for head in order for i in range(per_kv)]
 
 
+def balanced(w: AttentionWeights) -> AttentionWeights:
+    """Values as large as the outputs that read them, and keys as their queries, dimension by dimension. Exact.
+
+    Conversions leave them in whatever sizes their algebra ends in. Nothing shows, until an optimizer moves every weight by
+    as much: AdamW shakes a small output apart before a large value has moved.
+    """
+    w = gauge_values(w, balance(rms(w.v), rms(w.o.permute(1, 2, 0)), w.n_kv_heads).diag_embed())
+    if w.k_norm is not None:
+        return w
+    keys, queries, half = rms(w.k), rms(w.q), w.rotary_dim // 2
+    if half:
+        # Both dimensions of a rotated pair are scaled alike.
+        keys, queries = (torch.cat([paired(x, half), x[:, 2 * half :]], 1) for x in (keys, queries))
+    return gauge_keys(w, balance(keys, queries, w.n_kv_heads).diag_embed())
+
+
+def rms(heads: Tensor) -> Tensor:
+    """Root mean square of every row: [heads, K, D] -> [heads, K]."""
+    return heads.square().mean(-1).sqrt()
+
+
+def paired(sizes: Tensor, half: int) -> Tensor:
+    """The mean size of each rotated pair, for both of its dimensions: [heads, K] -> [heads, 2 half]."""
+    return ((sizes[:, :half] + sizes[:, half : 2 * half]) / 2).repeat(1, 2)
+
+
+def balance(written_GK: Tensor, read_HK: Tensor, n_groups: int) -> Tensor:
+    """What to multiply the shared dimensions by, [G, K], so that they become as large as what reads them."""
+    readers_GK = read_HK.unflatten(0, (n_groups, -1)).square().mean(1).sqrt()
+    return ((readers_GK + TINY) / (written_GK + TINY)).sqrt()
+
+
 def fold_value_bias(weights: AttentionWeights) -> AttentionWeights:
     """The values' bias moved into the output's, where there is one: attention averages a constant to itself. Exact."""
     if weights.v_bias is None or weights.o_bias is None:

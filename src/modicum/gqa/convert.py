@@ -19,7 +19,7 @@ from modicum.checkpoint.vivit_folder import (
 )
 from modicum.config import LanguageConfig, VivitConfig, nearest
 from modicum.errors import CheckpointError, UsageError
-from modicum.gqa.align import aligned_layer, permuted, query_order
+from modicum.gqa.align import aligned_layer, balanced, permuted, query_order
 from modicum.gqa.grouping import best_order, pair_costs
 from modicum.gqa.heads import AttentionWeights, Place, cast, names, places, put, take
 from modicum.gqa.merge import merged_layer
@@ -123,7 +123,7 @@ def converted_layer(
 ) -> AttentionWeights:
     """`aligned` or `merged` of one layer, its heads already in order; in float64, then in the dtype of its weights."""
     layer = aligned_layer if method == "aligned" else merged_layer
-    return cast(layer(cast(weights, torch.float64), n_kv_heads, stats), weights.q.dtype)
+    return cast(balanced(layer(cast(weights, torch.float64), n_kv_heads, stats)), weights.q.dtype)
 
 
 def order_of(layers: list[tuple[AttentionWeights, LayerStatistics]], n_kv_heads: int) -> list[int]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modicum.core.attend import folded
 from modicum.core.attention import Attention
 from modicum.core.block import FeedForward
 from modicum.lm.encoder_decoder import EncoderDecoder
@@ -27,10 +28,11 @@ def add_dropout(model: EncoderDecoder, rate: float) -> None:
         return drop(args[0])
 
     def attend(q_BHLK: Tensor, k_BGMK: Tensor, v_BGMK: Tensor, mask: Any, causal: bool, scale: Any) -> Tensor:
+        if not model.training:
+            return folded(q_BHLK, k_BGMK, v_BGMK, mask, causal, scale)
         grouped = q_BHLK.shape[1] != k_BGMK.shape[1]
-        dropped = rate if model.training else 0.0
         return F.scaled_dot_product_attention(
-            q_BHLK, k_BGMK, v_BGMK, mask, dropped, is_causal=causal, scale=scale, enable_gqa=grouped
+            q_BHLK, k_BGMK, v_BGMK, mask, rate, is_causal=causal, scale=scale, enable_gqa=grouped
         )
 
     for module in (model.embed, model.encoder.norm, model.decoder.norm):

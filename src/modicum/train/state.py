@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,20 +25,14 @@ class Progress:
 
 
 def save_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """One file: weights, what any optimizer holds of each, by parameter name, and the counters in its header."""
+    """One file: weights, what any optimizer holds of each (tensors), by parameter name, and the counters in its header."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
-    numbers: dict[str, dict[str, float]] = {}
     held = optimizer.state_dict()["state"]
     for index, name in enumerate(names_in(optimizer, model)):
-        for key, value in held.get(index, {}).items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer.{name}.{key}"] = value
-            else:
-                numbers.setdefault(name, {})[key] = value
-    header = {"progress": json.dumps(asdict(progress)), "numbers": json.dumps(numbers)}
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in held.get(index, {}).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=header)
+    save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
     os.replace(partial, path)
 
 
@@ -62,13 +55,13 @@ def load_state(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         CheckpointError: it is another model's.
     """
     with safe_open(path, framework="pt") as file:
-        held: dict[str, dict[str, Any]] = json.loads(file.metadata()["numbers"])
-        for key in file.keys():  # noqa: SIM118
+        names = set(file.keys())
+        held: dict[str, dict[str, torch.Tensor]] = {}
+        for key in names:
             if key.startswith("optimizer."):
                 name, _, kind = key.removeprefix("optimizer.").rpartition(".")
                 # A copy: what the optimizer changes must not be a file's pages.
                 held.setdefault(name, {})[kind] = file.get_tensor(key).clone()
-        names = set(file.keys())
         for name, parameter in model.named_parameters():
             if f"model.{name}" not in names:
                 raise CheckpointError(f"{path} has no weight `{name}`: it belongs to another recipe")
