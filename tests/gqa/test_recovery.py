@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from modicum.gqa.align import balanced, rms
 from modicum.gqa.convert import ConvertedTensors
+from modicum.gqa.heads import places, put, take
 from modicum.gqa.refit import convert_model
 from tests.gqa.planted import FAMILIES, TEXT, disguised, inputs, logits, with_tensors
 from tests.helpers import tiny
@@ -27,6 +29,24 @@ def test_exact_gauges(pair):
     with torch.no_grad():
         next(p for name, p in wide.named_parameters() if name.endswith("project.k.weight"))[0] *= 1.1
     assert (logits(wide) - logits(model)).abs().max() > 1e-6
+
+
+def test_balancing_changes_sizes_alone(pair):
+    """Values become as large as their outputs and keys as their queries, and logits stay."""
+    _, wide = pair
+    state = wide.dense_state()
+    sizes = []
+    for place in places(wide.config):
+        w = balanced(take(state, place))
+        state |= put(w, place)
+        sizes.append((rms(w.v) / rms(w.o.permute(1, 2, 0)) - 1).abs().max())
+        if w.k_norm is None:
+            rest = slice(w.rotary_dim, None)
+            sizes += (rms(w.k)[:, rest] / rms(w.q)[:, rest] - 1).abs().flatten().tolist()
+            pairs = [rms(x)[:, : w.rotary_dim].unflatten(1, (2, -1)).sum(1) for x in (w.k, w.q)]
+            sizes += (pairs[0] / pairs[1] - 1).abs().flatten().tolist()
+    assert max(sizes) < 1e-9
+    assert (logits(with_tensors(wide, wide.config, state)) - logits(wide)).abs().max() < 1e-10
 
 
 @pytest.mark.parametrize("method", ["aligned", "merged"])

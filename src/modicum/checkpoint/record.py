@@ -13,7 +13,8 @@ RECORD = "training.json"
 class Record:
     """A training.json, which may be missing, or another program's: what is not found in it is None.
 
-    `values` is all of it: `tokens` and `settings` are those of the original training, `uptrained` lists what followed.
+    `values` is all of it: `tokens` and `settings` are those of the original training, `uptrained` and `finetuned`
+    list what followed.
     """
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -45,9 +46,17 @@ class Record:
 
     def converted(self, method: str, n_kv_heads: int, *, calibrated: bool) -> bytes:
         """The file of a model with fewer key-value heads. What it says of quality was the original's, and goes."""
-        kept = {key: value for key, value in self.values.items() if key not in ("val_loss", "bits_per_byte")}
         conversion = {"method": method, "kv_heads": n_kv_heads, "calibrated": calibrated}
-        return json.dumps(kept | {"conversion": conversion}, indent=2).encode()
+        return self._with("conversion", conversion)
+
+    def finetuned(self, entry: dict[str, Any]) -> bytes:
+        """The file of a model fine-tuned on pairs, `entry` last of those it names; its quality, likewise, is another."""
+        before = self.values.get("finetuned")
+        return self._with("finetuned", [*(before if isinstance(before, list) else []), entry])
+
+    def _with(self, name: str, value: Any) -> bytes:
+        kept = {key: old for key, old in self.values.items() if key not in ("val_loss", "bits_per_byte")}
+        return json.dumps(kept | {name: value}, indent=2).encode()
 
     def section(self, name: str) -> dict[str, Any]:
         """A table of the original recipe, empty if there is none."""

@@ -7,12 +7,14 @@ from typing import Any
 
 KV_HEADS = 2
 # Of text that the target was trained on: read to convert, and trained on again; and of text that it never saw.
-CALIBRATION, BATCH, STEPS, JUDGED = 4096, 4, 30, 8192
-WINDOW = 256
+CALIBRATION, TRAINING, JUDGED = 4096, 65_536, 8192
+BATCH, WINDOW, STEPS = 4, 256, 40
+FILES = 64
 
 
 def share(console: Any, target: str, quick: bool = False) -> None:
     """Convert, uptrain briefly, and compare loss, cache and speed."""
+    import numpy as np
     import torch
 
     from modicum import api, resources
@@ -25,18 +27,21 @@ def share(console: Any, target: str, quick: bool = False) -> None:
     source = api.read_checkpoint(resources.model_presets()[target])
     record = json.loads(source.files["training.json"])
     tokenizer: Any = Tokenizer.from_files(source.files, source.config)
-    known, unknown = tokens_of(tokenizer, record, 2 * CALIBRATION), tokens_of(tokenizer, record, JUDGED, held_out=True)
+    known, unknown = tokens_of(tokenizer, record, TRAINING), tokens_of(tokenizer, record, JUDGED, held_out=True)
     optim = schedule(
         (2 if quick else STEPS) * BATCH * WINDOW, batch=BATCH, window=WINDOW, original=record["settings"]["optim"]
     )
-    task = Task(CausalLM(WINDOW), known, unknown, None, batch=BATCH, seed=0)
-    pieces = [known[at : at + WINDOW].tolist() for at in range(0, 2 * WINDOW if quick else CALIBRATION, WINDOW)]
+    starts = np.linspace(0, len(known) - WINDOW, 2 if quick else CALIBRATION // WINDOW, dtype=int)
+    pieces = [known[at : at + WINDOW].tolist() for at in starts]
 
     def made(checkpoint: Any) -> Any:
         return build(checkpoint, read_config(checkpoint.config), torch.device("cpu"), torch.float32)
 
     with console.status("converting") as status:
         original = made(source)
+        task = Task(
+            CausalLM(WINDOW), known, unknown, None, batch=BATCH, seed=0, teacher=original, teacher_weight=0.9
+        )
         before = task.quality(original, bf16=False)[0]
         model = made(api.convert_to_gqa(source, KV_HEADS, "merged", pieces))
         status.update("training on")
@@ -48,7 +53,7 @@ def share(console: Any, target: str, quick: bool = False) -> None:
     heads = original.config.n_kv_heads
     console.print(
         f"\nThe same target with {KV_HEADS} key-value heads instead of {heads}, converted on {CALIBRATION:,} tokens and "
-        f"trained on for {outcome.tokens:,}, {outcome.tokens / record['tokens']:.1%} of its training:"
+        f"taught by it on {outcome.tokens:,}, {outcome.tokens / record['tokens']:.1%} of its training:"
     )
     console.print(f"  {'':<12} {'nats/token':>10} {'cache, bytes/token':>19} {'ms/token':>9}")
     for name, nats, each, milliseconds in (
@@ -69,11 +74,13 @@ def tokens_of(tokenizer: Any, record: dict[str, Any], count: int, *, held_out: b
     data = record["settings"]["data"]
     corpus = find_corpus(data["source"], tuple(data["suffixes"]), tuple(data["exclude"]), data["held_out"])
     ids: list[int] = []
-    for path in (corpus.held_out if held_out else corpus.training).values():
-        ids += tokenizer.encode(read_text(path))[: count // 8]
-        if len(ids) >= count:
-            break
-    return np.array(ids[:count], dtype=np.uint16)
+    paths = list((corpus.held_out if held_out else corpus.training).values())
+    paths = paths[:: max(1, len(paths) // FILES)]
+    each = -(-count // len(paths))
+    for path in paths:
+        # A token is rarely longer than eight characters.
+        ids += tokenizer.encode(read_text(path)[: 8 * each])[:each]
+    return np.array(ids, dtype=np.uint16)
 
 
 def speed(model: Any) -> float:

@@ -11,7 +11,9 @@ modicum train recipes/code-target.toml --dry-run
 
 modicum train recipes/code-target.toml optim.steps=200 run.folder=runs/short
 
-modicum train recipes/code-target.toml --resume"""
+modicum train recipes/code-target.toml --resume
+
+modicum train recipes/finetune.toml model.source=./gqa-8 data.pairs=train.jsonl data.held_out=dev.jsonl"""
 
 
 def train(
@@ -22,7 +24,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state, bit for bit.")] = False,
 ) -> None:
-    """Train a language model by a recipe; Ctrl-C saves, --resume goes on as if nothing had happened."""
+    """Train a language model by a recipe, or fine-tune one; Ctrl-C saves, --resume goes on as if nothing had happened."""
     from modicum import resources
     from modicum.train import run
 

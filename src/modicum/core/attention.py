@@ -67,11 +67,11 @@ class Attention(nn.Module):
         """
         B, L, _ = x_BLD.shape
         if context is not None:
-            q_BLHK = self._heads(self.project.q(x_BLD), self.q_norm)
+            q_BLHK = self.by_head(self.project.q(x_BLD), self.q_norm)
             k_BGMK, v_BGMK = context if isinstance(context, tuple) else self.keys_values(context)
         else:
             q, k, v = self.project(x_BLD)
-            q_BLHK, k_BLGK, v_BLGK = self._heads(q, self.q_norm), self._heads(k, self.k_norm), self._heads(v)
+            q_BLHK, k_BLGK, v_BLGK = self.by_head(q, self.q_norm), self.by_head(k, self.k_norm), self.by_head(v)
             if rotate is not None:
                 q_BLHK, k_BLGK = rotate(q_BLHK), rotate(k_BLGK)
             if cache is None or positions_BL is None:
@@ -84,9 +84,9 @@ class Attention(nn.Module):
     def keys_values(self, context_BMD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a context, [B, G, M, K] each: what does not change while its readers write."""
         k, v = self.project.k(context_BMD), self.project.v(context_BMD)
-        return self._heads(k, self.k_norm).transpose(1, 2), self._heads(v).transpose(1, 2)
+        return self.by_head(k, self.k_norm).transpose(1, 2), self.by_head(v).transpose(1, 2)
 
-    def _heads(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+    def by_head(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
         """[B, L, heads * K] -> [B, L, heads, K], normalised or not."""
         heads = x.view(*x.shape[:2], -1, self.head_dim)
         return heads if norm is None else norm(heads)

@@ -51,8 +51,8 @@ def log_probabilities(attention: Attention, call: Call) -> Tensor:
     (x_BLD,), settings = call
     context_BMD, rotate = settings.get("context"), settings.get("rotate")
     read_BMD = x_BLD if context_BMD is None else context_BMD
-    q_BLHK = attention._heads(attention.project.q(x_BLD), attention.q_norm)
-    k_BMGK = attention._heads(attention.project.k(read_BMD), attention.k_norm)
+    q_BLHK = attention.by_head(attention.project.q(x_BLD), attention.q_norm)
+    k_BMGK = attention.by_head(attention.project.k(read_BMD), attention.k_norm)
     if rotate is not None:
         q_BLHK, k_BMGK = rotate(q_BLHK), rotate(k_BMGK)
     L, K = q_BLHK.shape[1], q_BLHK.shape[3]

@@ -18,6 +18,11 @@ from modicum.lm.span_corruption import Seed, corrupt, dropped_tokens, span_count
 HELD_OUT_SEED = 1910_10683
 
 
+def draw_by(seed: Seed) -> None:
+    """What a model itself draws, such as dropout, is decided here: a resumed run draws the same."""
+    torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+
+
 class Objective(ABC):
     """Windows of tokens become what the model is called with and what it is to predict; the loss is the same for all."""
 
@@ -42,8 +47,7 @@ class Objective(ABC):
         is what speculative sampling accepts by).
         """
         given, targets_BL = self.example(tokens_BL, seed)
-        # What the model itself draws, such as dropout, is a resumed run's too.
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]))
+        draw_by(seed)
         logits_BLV = model(*given).float()
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), targets_BL.flatten())
         if teacher is None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -21,9 +21,20 @@ from modicum.errors import UsageError
 from modicum.train.optim import learning_rate, make_optimizer
 from modicum.train.recipe import OptimSection, RunSection
 from modicum.train.state import Progress, load_state, save_state, saved_progress
-from modicum.train.task import Task
 
 console = Console(stderr=True)
+
+
+class Work(Protocol):
+    """What is trained on and judged by, in numbered batches: see `Task`, and `PairsTask`."""
+
+    tokens_per_batch: int
+
+    def loss(self, model: Any, number: int) -> torch.Tensor: ...
+
+    def quality(self, model: Any, *, bf16: bool) -> tuple[float, float | None]: ...
+
+    def identity(self) -> dict[str, Any]: ...
 
 
 class Training:
@@ -38,7 +49,7 @@ class Training:
         self,
         name: str,
         model: Any,
-        task: Task,
+        task: Work,
         *,
         optim: OptimSection,
         run: RunSection,
@@ -81,15 +92,15 @@ class Training:
                 progress.seconds += time.perf_counter() - began
                 reporter.step(progress, loss, learning_rate(self.optim, progress.step - 1))
                 last = progress.step == self.optim.steps
+                # Before the state is saved: what comes after it, a resumed run would miss. The last one is the result's.
+                if progress.step % self.run.validate_every == 0 and not last:
+                    reporter.validated(progress, *self.validate())
                 late = limit is not None and time.perf_counter() - start >= limit and not last
                 if interrupted or late or progress.step % self.run.save_every == 0 or last:
                     save_state(self.state_path, self.model, self.optimizer, progress)
                 if interrupted or late:
                     console.print(f"stopped after step {progress.step}, saved: continue with --resume")
                     return None
-                # The last validation is the result's.
-                if progress.step % self.run.validate_every == 0 and not last:
-                    reporter.validated(progress, *self.validate())
             figures = self.validate()
             reporter.validated(progress, *figures)
         return progress, *figures

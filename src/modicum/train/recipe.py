@@ -165,10 +165,19 @@ class Recipe(Section):
 
 
 def read_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Read a recipe and apply `section.key=value` overrides, values as TOML writes them.
+    """A recipe with its overrides.
 
     Raises:
-        UsageError: no such file, invalid TOML, an unknown or missing key.
+        UsageError: as `read_values`; an unknown or missing key.
+    """
+    return Recipe.from_dict(read_values(path, overrides))
+
+
+def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The tables of a recipe of any kind with `section.key=value` overrides applied, values as TOML writes them.
+
+    Raises:
+        UsageError: no such file, invalid TOML, something that is no override.
     """
     try:
         values = tomllib.loads(path.read_text())
@@ -182,7 +191,7 @@ def read_recipe(path: Path, overrides: list[str]) -> Recipe:
         if not sign or not name:
             raise UsageError(f"`{override}` is not an override: write section.key=value, such as optim.steps=100")
         values.setdefault(section, {})[name] = toml_value(text)
-    return Recipe.from_dict(values)
+    return values
 
 
 def toml_value(text: str) -> Any:

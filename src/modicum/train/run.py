@@ -16,9 +16,10 @@ from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.objective import CausalLM
+from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
 from modicum.train.loop import Training, check_fresh, console, quality_line
 from modicum.train.optim import initialise
-from modicum.train.recipe import Recipe, read_recipe
+from modicum.train.recipe import Recipe, read_values
 from modicum.train.state import Progress
 from modicum.train.task import Task, teacher_trouble
 from modicum.train.text import Corpus, find_corpus, read_text, tokenize
@@ -34,8 +35,12 @@ def train(
         UsageError: the recipe cannot be honoured, or its folder holds a run already and `resume` is not set.
         CheckpointError: `resume` without a saved state.
     """
-    recipe = read_recipe(Path(recipe_path), list(overrides or []))
-    run = Run(recipe, Path(recipe_path).stem)
+    values, name = read_values(Path(recipe_path), list(overrides or [])), Path(recipe_path).stem
+    run: Run | FineTuning
+    if is_finetuning(values):
+        run = FineTuning(FinetuneRecipe.from_dict(values), name)
+    else:
+        run = Run(Recipe.from_dict(values), name)
     if dry_run:
         run.describe()
         return None
