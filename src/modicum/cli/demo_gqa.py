@@ -39,9 +39,7 @@ def share(console: Any, target: str, quick: bool = False) -> None:
 
     with console.status("converting") as status:
         original = made(source)
-        task = Task(
-            CausalLM(WINDOW), known, unknown, None, batch=BATCH, seed=0, teacher=original, teacher_weight=0.9
-        )
+        task = Task(CausalLM(WINDOW), known, unknown, None, batch=BATCH, seed=0, teacher=original, teacher_weight=0.9)
         before = task.quality(original, bf16=False)[0]
         model = made(api.convert_to_gqa(source, KV_HEADS, "merged", pieces))
         status.update("training on")
