@@ -12,7 +12,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/installed  ## complete Python code with the models that ship with modicum, plain and speculative
+demo: $(VENV)/installed  ## the main jobs on the models that ship with modicum, every figure measured now
 	$(BIN)/modicum demo
 
 demo-check: $(VENV)/installed  ## the demo, as short as it gets

@@ -266,7 +266,8 @@ def table(results: list[Cell]) -> str:
     lines = ["# What fewer key-value heads cost", "", machine, ""]
     for model in dict.fromkeys(cell["model"] for cell in results):
         own = [cell for cell in results if cell["model"] == model]
-        lines += [f"## {Path(model).name}", ""]
+        path = Path(model)
+        lines += [f"## {path.parent.name if path.name == 'model' else path.name}", ""]
         for part in (jump_table, uptrain_table, scratch_table, spikes_table):
             lines += part(own)
     return "\n".join(lines) + "\n"
@@ -294,7 +295,7 @@ def jump_table(results: list[Cell]) -> list[str]:
     found = [cell for cell in results if cell["part"] == "jump"]
     if not found:
         return []
-    (mha,) = select(found, method=None)
+    mha = statistics.mean(select(found, method=None) or [math.nan])
     lines = [
         f"### No training: nats per token (MHA {mha:.4f}), share of the mean's jump removed",
         "",
@@ -303,14 +304,15 @@ def jump_table(results: list[Cell]) -> list[str]:
     ]
     for heads in sorted({cell["kv_heads"] for cell in found if cell["kv_heads"]}, reverse=True):
         entries = []
-        (worst,) = select(found, method="mean", kv_heads=heads)
+        worst = statistics.mean(select(found, method="mean", kv_heads=heads) or [math.nan])
         for method in (*PAPER, *BEYOND):
             values = select(found, method=method, kv_heads=heads)
             share = statistics.mean((worst - value) / (worst - mha) for value in values) if values else math.nan
             entries.append(figure(values) + ("" if method == "mean" or not values else f" ({share:.1%})"))
         lines.append(f"| {heads} | " + " | ".join(entries) + " |")
     seconds = [cell["converting"] for cell in found if cell["method"] == "merged"]
-    return [*lines, "", f"merged, calibration and refits included, took {statistics.median(seconds):.0f} s.", ""]
+    took = [f"merged, calibration and refits included, took {statistics.median(seconds):.0f} s.", ""] if seconds else []
+    return [*lines, "", *took]
 
 
 def uptrain_table(results: list[Cell]) -> list[str]:
