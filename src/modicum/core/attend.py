@@ -49,7 +49,8 @@ def folded(
     B, H, L, K = q_BHLK.shape
     G, M = k_BGMK.shape[1], k_BGMK.shape[2]
     R, on_cpu = H // G, q_BHLK.device.type == "cpu"
-    if R > 1 and on_cpu:
+    # A batch of any size, as in an exported graph, cannot be shared out beforehand.
+    if R > 1 and on_cpu and isinstance(B, int):
         R = heads_together(B * G, R, n_threads())
     if R * L == 1 and on_cpu and q_BHLK.dtype == torch.bfloat16 and M * K >= TWO_ROWS:
         return sdpa(q_BHLK.repeat(1, 1, 2, 1), k_BGMK, v_BGMK, mask, False, scale)[:, :, :1]
