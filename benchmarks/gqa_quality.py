@@ -37,7 +37,8 @@ import torch
 
 import modicum
 from modicum import resources
-from modicum.assembly import build, read_config
+from modicum.assembly import build
+from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import Record
 from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.errors import UsageError

@@ -2,6 +2,7 @@
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 
 from modicum import resources
-from modicum.assembly import build, pick_device, pick_dtype, read_config
+from modicum.assembly import build, pick_device, pick_dtype
 from modicum.checkpoint.hf import NativeTensors, UnknownFamilyError, stock_config, to_stock
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
+from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
@@ -153,7 +155,7 @@ def convert_to_gqa(
     record = Record.of(ckpt.files).converted(method, n_kv_heads, calibrated=calibration is not None)
     files = {**ckpt.files, RECORD: record}
     if calibration is None:
-        return convert_checkpoint(Checkpoint(ckpt.config, ckpt.state_dict, files), n_kv_heads, method, seed)
+        return convert_checkpoint(replace(ckpt, files=files), config, n_kv_heads, method, seed)
     stored = pick_dtype("auto", ckpt)
     model = build(ckpt, config, torch.device("cpu"), torch.float64 if stored == torch.float64 else torch.float32)
     model.tokenizer = Tokenizer.from_files(ckpt.files, ckpt.config)

@@ -1,13 +1,12 @@
 """From (config, state_dict) to a module: the only place where a checkpoint becomes one."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from modicum.checkpoint.hf import language_config, to_native
+from modicum.checkpoint.hf import to_native
 from modicum.checkpoint.io import Checkpoint
-from modicum.checkpoint.vivit_folder import MODEL_TYPES, native_tensors, read_vivit_config, stored_labels
+from modicum.checkpoint.vivit_folder import native_tensors, stored_labels
 from modicum.config import EncoderDecoderConfig, LanguageConfig, VivitConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
@@ -15,11 +14,6 @@ from modicum.lm.encoder_decoder import EncoderDecoder
 from modicum.lm.language_model import LanguageModel
 from modicum.vivit.load import assemble
 from modicum.vivit.model import Vivit
-
-
-def read_config(stock: Mapping[str, Any]) -> LanguageConfig | VivitConfig:
-    """What a config.json describes, by its `model_type`."""
-    return read_vivit_config(stock) if stock.get("model_type") in MODEL_TYPES else language_config(stock)
 
 
 def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -96,8 +96,8 @@ def write(
     from rich.progress import Progress
 
     from modicum import api
-    from modicum.assembly import read_config
     from modicum.checkpoint.io import Checkpoint, check_goal
+    from modicum.checkpoint.native import read_config
     from modicum.gqa.heads import places
 
     check_goal(destination, overwrite=force)
@@ -127,7 +127,7 @@ def texts_for(checkpoint: Any, source: str | None) -> Any:
     """Calibration as `modicum.convert_to_gqa` takes it: None, one file, or tokens of the beginnings of several."""
     from modicum import api
     from modicum.checkpoint.tokenizer import Tokenizer
-    from modicum.train.text import SUFFIXES, read_text, texts_of
+    from modicum.train.text import SUFFIXES, beginning, spread, texts_of
 
     if source is None or Path(source).is_file():
         return source
@@ -138,9 +138,7 @@ def texts_for(checkpoint: Any, source: str | None) -> Any:
     if not texts:
         raise UsageError(f"{source} holds no text: give a file, or a folder with {', '.join(SUFFIXES)} files")
     each = -(-api.CALIBRATION_TOKENS // min(TEXTS, len(texts)))
-    chosen = texts[:: max(1, len(texts) // TEXTS)]
-    # A token is rarely longer than eight characters.
-    return [tokens for path in chosen if (tokens := tokenizer.encode(read_text(path)[: 8 * each])[:each])]
+    return [tokens for path in spread(texts, TEXTS) if (tokens := beginning(path, tokenizer.encode, each))]
 
 
 def show_losses(source: str, checkpoint: Any, calibration: Any, plot: Path | None, *, as_json: bool) -> None:
@@ -150,7 +148,8 @@ def show_losses(source: str, checkpoint: Any, calibration: Any, plot: Path | Non
     from rich.progress import Progress
 
     from modicum import api
-    from modicum.assembly import build, read_config
+    from modicum.assembly import build
+    from modicum.checkpoint.native import read_config
     from modicum.checkpoint.tokenizer import Tokenizer
     from modicum.gqa.heads import places
     from modicum.gqa.report import calibrated_report, weights_report

@@ -18,7 +18,8 @@ def share(console: Any, target: str, quick: bool = False) -> None:
     import torch
 
     from modicum import api, resources
-    from modicum.assembly import build, read_config
+    from modicum.assembly import build
+    from modicum.checkpoint.native import read_config
     from modicum.checkpoint.tokenizer import Tokenizer
     from modicum.lm.objective import CausalLM
     from modicum.train.onward import schedule, sitting, train_on
@@ -67,18 +68,13 @@ def tokens_of(tokenizer: Any, record: dict[str, Any], count: int, *, held_out: b
     """Tokens of library files, by the rule of the target's training: those it read, or those it did not."""
     import numpy as np
 
-    from modicum.train.text import find_corpus, read_text
+    from modicum.train.text import beginning, find_corpus, spread
 
     data = record["settings"]["data"]
     corpus = find_corpus(data["source"], tuple(data["suffixes"]), tuple(data["exclude"]), data["held_out"])
-    ids: list[int] = []
-    paths = list((corpus.held_out if held_out else corpus.training).values())
-    paths = paths[:: max(1, len(paths) // FILES)]
+    paths = spread((corpus.held_out if held_out else corpus.training).values(), FILES)
     each = -(-count // len(paths))
-    for path in paths:
-        # A token is rarely longer than eight characters.
-        ids += tokenizer.encode(read_text(path)[: 8 * each])[:each]
-    return np.array(ids, dtype=np.uint16)
+    return np.array([i for path in paths for i in beginning(path, tokenizer.encode, each)], dtype=np.uint16)
 
 
 def speed(model: Any) -> float:

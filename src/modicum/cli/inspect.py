@@ -136,8 +136,8 @@ def show(facts: dict[str, Any]) -> None:
 def gather(model: str, views: tuple[int, int], *, measure: bool) -> dict[str, Any]:
     """The facts of a checkpoint, without reading a weight."""
     from modicum import resources
-    from modicum.assembly import read_config
     from modicum.checkpoint.hub import outline
+    from modicum.checkpoint.native import read_config
     from modicum.config import VivitConfig
 
     found = outline(resources.model_presets().get(model) or model)

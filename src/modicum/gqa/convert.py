@@ -8,20 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.checkpoint.hf import NativeTensors, language_config, stock_config, to_stock
+from modicum.checkpoint.hf import stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint
-from modicum.checkpoint.vivit_folder import (
-    MODEL_TYPES,
-    native_tensors,
-    read_vivit_config,
-    stored_labels,
-    vivit_checkpoint,
-)
+from modicum.checkpoint.native import read_tensors
+from modicum.checkpoint.vivit_folder import stored_labels, vivit_checkpoint
 from modicum.config import LanguageConfig, VivitConfig, nearest
 from modicum.errors import CheckpointError, UsageError
 from modicum.gqa.align import aligned_layer, balanced, permuted, query_order
 from modicum.gqa.grouping import best_order, pair_costs
-from modicum.gqa.heads import AttentionWeights, Place, cast, names, places, put, take
+from modicum.gqa.heads import AttentionWeights, Place, cast, in_one_order, names, places, put, take
 from modicum.gqa.merge import merged_layer
 from modicum.gqa.statistics import LayerStatistics
 
@@ -32,36 +27,25 @@ CALIBRATED = ("aligned", "merged")
 NAMES = ("mean", "first", "random", *CALIBRATED)
 
 
-def convert_checkpoint(ckpt: Checkpoint, n_kv_heads: int, method: str = "mean", seed: int = 0) -> Checkpoint:
+def convert_checkpoint(ckpt: Checkpoint, config: AnyConfig, n_kv_heads: int, method: str, seed: int) -> Checkpoint:
     """The same checkpoint with fewer key-value heads. Tensors are made when they are asked for, one layer at a time.
 
     Args:
-        ckpt: of a native family, or a ViViT; multi-head or grouped already.
-        n_kv_heads: must divide the checkpoint's own number. The same number gives the same weights.
+        ckpt, config: of a native family, or a ViViT; multi-head or grouped already. Whoever calls has checked them.
+        n_kv_heads: must divide the checkpoint's own number.
         method: mean (the paper's choice: keys and values of a group are averaged), first (the group's first head), random
             (normal, with the standard deviation of the weights that it replaces), and with heads grouped by what they lose:
             aligned (averages of heads in one form, `gqa.align`), merged (the closed forms of `gqa.merge`).
         seed: of random; every layer draws from a stream of its own.
 
     Raises:
-        UsageError: a number of heads that does not divide, or an unknown method.
-        CheckpointError: the checkpoint is of another family, or damaged.
+        CheckpointError: the checkpoint is damaged.
     """
-    check_method(method)
-    check_convertible(ckpt)
-    config: AnyConfig
-    video = ckpt.config.get("model_type") in MODEL_TYPES
-    config = read_vivit_config(ckpt.config) if video else language_config(ckpt.config)
-    check(config, n_kv_heads)
     new: Any = replace(config, n_kv_heads=n_kv_heads)
-    source: Mapping[str, Tensor]
+    converted = ConvertedTensors(read_tensors(ckpt, config), config, new, method, seed)
     if isinstance(config, VivitConfig):
-        source = dict(native_tensors(ckpt, config))
         labels = stored_labels(ckpt.config, config.num_classes)
-        converted = ConvertedTensors(source, config, new, method, seed)
         return vivit_checkpoint(new, converted, labels, ckpt.config, ckpt.files)
-    source = NativeTensors(ckpt.state_dict, config)
-    converted = ConvertedTensors(source, config, new, method, seed)
     return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
 
 
@@ -126,10 +110,14 @@ def converted_layer(
     return cast(balanced(layer(cast(weights, torch.float64), n_kv_heads, stats)), weights.q.dtype)
 
 
+def shared_costs(layers: list[tuple[AttentionWeights, LayerStatistics]]) -> Tensor:
+    """What every two key-value heads would lose by sharing in all of these layers together, [G, G]."""
+    return torch.stack([pair_costs(cast(weights, torch.float64), stats) for weights, stats in layers]).sum(0)
+
+
 def order_of(layers: list[tuple[AttentionWeights, LayerStatistics]], n_kv_heads: int) -> list[int]:
     """The one order of key-value heads that loses least in all of these layers together."""
-    costs = torch.stack([pair_costs(cast(weights, torch.float64), stats) for weights, stats in layers]).sum(0)
-    return best_order(costs, n_kv_heads, layers[0][0].halves)
+    return best_order(shared_costs(layers), n_kv_heads, layers[0][0].halves)
 
 
 def unknown_inputs(weights: AttentionWeights) -> LayerStatistics:
@@ -173,7 +161,7 @@ class ConvertedTensors(Mapping[str, Tensor]):
         if place.head_bias is None:
             return order_of([(weights, unknown_inputs(weights))], n_kv_heads)
         if place.head_bias not in self.orders:
-            layers = [take(self.source, other) for other in self.places if other.head_bias == place.head_bias]
+            layers = [take(self.source, other) for other in in_one_order(place, self.places)]
             self.orders[place.head_bias] = order_of([(w, unknown_inputs(w)) for w in layers], n_kv_heads)
         return self.orders[place.head_bias]
 

@@ -3,7 +3,7 @@
 Query heads g * H/G ... (g + 1) * H/G - 1 share key-value head g, in all of modicum and in the stock layouts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +87,11 @@ def places(config: LanguageConfig | VivitConfig) -> Iterator[Place]:
     heads = c.temporal_heads or c.n_heads
     for i in range(c.temporal_layers):
         yield Place(f"temporal.blocks.{i}.attention", heads, max(1, heads * c.n_kv_heads // c.n_heads))
+
+
+def in_one_order(place: Place, others: Iterable[Place]) -> list[Place]:
+    """The layers whose heads have one order with this one's: itself, or all that share its table of position biases."""
+    return [p for p in others if p == place or (p.head_bias is not None and p.head_bias == place.head_bias)]
 
 
 _NAMES = {"q": "project.q", "k": "project.k", "v": "project.v", "o": "out"}

@@ -46,8 +46,7 @@ def convert_model(
         method: aligned, or merged with its refits.
         on_layer: called after every attention layer.
     """
-    with torch.device("meta"):
-        shell = type(model)(replace(model.config, n_kv_heads=n_kv_heads))
+    shell = shell_of(model, n_kv_heads)
     after_of = {place.prefix: place for place in places(shell.config)}
     order_shared_heads(model, batches, n_kv_heads)
     walk = Walk(model, batches)
@@ -66,6 +65,12 @@ def convert_model(
                 on_layer()
         converted = [block(x, **given) for x, given in zip(converted, settings, strict=True)]
     model.config = shell.config
+
+
+def shell_of(model: Any, n_kv_heads: int) -> Any:
+    """A model of the same kind with fewer key-value heads, without memory for its weights."""
+    with torch.device("meta"):
+        return type(model)(replace(model.config, n_kv_heads=n_kv_heads))
 
 
 def converted_tensors(model: Any) -> dict[str, Tensor]:

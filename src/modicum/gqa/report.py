@@ -5,17 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from modicum.checkpoint.hf import NativeTensors, language_config
 from modicum.checkpoint.io import Checkpoint
-from modicum.checkpoint.vivit_folder import MODEL_TYPES, native_tensors, read_vivit_config
+from modicum.checkpoint.native import read_config, read_tensors
 from modicum.gqa.align import permuted, query_order
 from modicum.gqa.calibrate import Call, Walk, collect, statistics_of
-from modicum.gqa.convert import converted_layer, group_counts, order_of, unknown_inputs
-from modicum.gqa.grouping import key_grams, lost, value_grams
-from modicum.gqa.heads import AttentionWeights, Place, cast, places, take
-from modicum.gqa.refit import install, weights_of
+from modicum.gqa.convert import converted_layer, group_counts, shared_costs, unknown_inputs
+from modicum.gqa.grouping import best_order, key_grams, lost, value_grams
+from modicum.gqa.heads import AttentionWeights, Place, cast, in_one_order, places, take
+from modicum.gqa.refit import install, shell_of, weights_of
 from modicum.gqa.statistics import LayerStatistics
 
 # {"layer": name, "kv_heads": n, "keys": share, "values": share, "outputs": share or None}
@@ -28,16 +27,13 @@ def weights_report(ckpt: Checkpoint, on_layer: Callable[[], Any] | None = None) 
     keys: of the energy of the scores, values: of that of the outputs as long as attention stays as it is. Heads are grouped
     as `aligned` and `merged` group them. One layer is held at a time.
     """
-    video = ckpt.config.get("model_type") in MODEL_TYPES
-    config: Any = read_vivit_config(ckpt.config) if video else language_config(ckpt.config)
-    tensors = dict(native_tensors(ckpt, config)) if video else NativeTensors(ckpt.state_dict, config)
+    config = read_config(ckpt.config)
+    tensors, every = read_tensors(ckpt, config), list(places(config))
     rows: list[Row] = []
-    for place in places(config):
-        together = [take(tensors, other) for other in sharing_order(place, config)]
-        layers = [(weights, unknown_inputs(weights)) for weights in together]
-        weights = take(tensors, place)
-        for order in orders(place, layers):
-            rows.append(row_of(place, weights, unknown_inputs(weights), *order))
+    for place in every:
+        layers = {p: take(tensors, p) for p in in_one_order(place, every)}
+        known = {p: (weights, unknown_inputs(weights)) for p, weights in layers.items()}
+        rows += [row for row, _ in layer_rows(place, *known[place], list(known.values()))]
         if on_layer is not None:
             on_layer()
     return rows
@@ -49,51 +45,45 @@ def calibrated_report(
 ) -> list[Row]:
     """The same on the model's own text, with outputs besides: of the energy of what the layer says, what `merged` gets wrong
     before it is refitted, the layer's own inputs given. The model is read, not changed."""
-    tied = [place for place in places(model.config) if place.head_bias is not None]
+    every = list(places(model.config))
+    tied = [place for place in every if place.head_bias is not None]
     found = collect(model, batches, [place.prefix for place in tied])
+    shells = {n: shell_of(model, n) for n in group_counts(every[0].n_kv_heads, every[0].halves)}
     rows: list[Row] = []
     for _, members, _ in Walk(model, batches):
         for place, calls in members:
             layer = model.get_submodule(place.prefix)
             weights, stats = weights_of(layer, place), statistics_of(layer, calls)
-            layers = [(weights, stats)]
-            if place.head_bias is not None:
-                layers = [(weights_of(model.get_submodule(p.prefix), p), found[p.prefix]) for p in tied]
-            for n_kv_heads, order in orders(place, layers):
-                merged = merged_module(model, place, permuted(weights, order), stats, n_kv_heads)
-                outputs = output_error(layer, merged, calls, query_order(order, place.n_heads // place.n_kv_heads))
-                rows.append(row_of(place, weights, stats, n_kv_heads, order) | {"outputs": outputs})
+            others = [p for p in in_one_order(place, every) if p != place]
+            layers = [(weights_of(model.get_submodule(p.prefix), p), found[p.prefix]) for p in others]
+            for row, order in layer_rows(place, weights, stats, [(weights, stats), *layers]):
+                after = replace(place, n_kv_heads=row["kv_heads"])
+                merged = shells[after.n_kv_heads].get_submodule(place.prefix)
+                install(merged, converted_layer(permuted(weights, order), after.n_kv_heads, "merged", stats), after)
+                heads = query_order(order, place.n_heads // place.n_kv_heads)
+                rows.append(row | {"outputs": output_error(layer, merged, calls, heads)})
             if on_layer is not None:
                 on_layer()
     return rows
 
 
-def sharing_order(place: Place, config: Any) -> list[Place]:
-    """The layers whose heads have one order with this one's: itself, or all that share its table of position biases."""
-    return [p for p in places(config) if p == place or (p.head_bias is not None and p.head_bias == place.head_bias)]
+def layer_rows(
+    place: Place,
+    weights: AttentionWeights,
+    stats: LayerStatistics,
+    layers: list[tuple[AttentionWeights, LayerStatistics]],
+) -> Iterator[tuple[Row, list[int]]]:
+    """A row per number of key-value heads that the layer can be given, with the order of heads for it.
 
-
-def orders(place: Place, layers: list[tuple[AttentionWeights, LayerStatistics]]) -> Iterator[tuple[int, list[int]]]:
-    """Every number of key-value heads that the layer can be given, with the order of heads for it."""
+    layers: those whose heads have one order with this one's, itself included.
+    """
+    w, costs = cast(weights, torch.float64), shared_costs(layers)
+    keys, values = key_grams(w, stats), value_grams(w, stats)
     for n_kv_heads in group_counts(place.n_kv_heads, place.halves):
-        yield n_kv_heads, order_of(layers, n_kv_heads)
-
-
-def row_of(place: Place, weights: AttentionWeights, stats: LayerStatistics, n_kv_heads: int, order: list[int]) -> Row:
-    w, groups = cast(weights, torch.float64), torch.tensor(order).unflatten(0, (n_kv_heads, -1))
-    keys, values = (lost(grams, groups).sum().item() for grams in (key_grams(w, stats), value_grams(w, stats)))
-    return {"layer": place.prefix, "kv_heads": n_kv_heads, "keys": keys, "values": values, "outputs": None}
-
-
-def merged_module(
-    model: Any, place: Place, ordered: AttentionWeights, stats: LayerStatistics, n_kv_heads: int
-) -> nn.Module:
-    """The layer, its heads in order, with `n_kv_heads` by the closed forms."""
-    with torch.device("meta"):
-        shell = type(model)(replace(model.config, n_kv_heads=n_kv_heads))
-    merged = shell.get_submodule(place.prefix)
-    install(merged, converted_layer(ordered, n_kv_heads, "merged", stats), replace(place, n_kv_heads=n_kv_heads))
-    return merged
+        order = best_order(costs, n_kv_heads, place.halves)
+        groups = torch.tensor(order).unflatten(0, (n_kv_heads, -1))
+        shares = {name: lost(grams, groups).sum().item() for name, grams in (("keys", keys), ("values", values))}
+        yield {"layer": place.prefix, "kv_heads": n_kv_heads, **shares, "outputs": None}, order
 
 
 def output_error(layer: Any, merged: Any, calls: Sequence[Call], heads: list[int]) -> float:

@@ -18,9 +18,10 @@ import torch
 from rich.progress import Progress as Bar
 
 from modicum import api, resources
-from modicum.assembly import build, pick_device, pick_dtype, read_config
+from modicum.assembly import build, pick_device, pick_dtype
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import check_goal, read_checkpoint
+from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.config import EncoderDecoderConfig, VivitConfig

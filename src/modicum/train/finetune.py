@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from modicum import api, resources
-from modicum.assembly import build, empty, pick_device, pick_dtype, read_config
+from modicum.assembly import build, empty, pick_device, pick_dtype
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import read_checkpoint
+from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.config import EncoderDecoderConfig, VivitConfig

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,17 @@ def share_of(name: str) -> float:
 def read_text(path: Path) -> str:
     """A file as it is: `Path.read_text` would turn every kind of line end into one."""
     return path.read_bytes().decode("utf-8")
+
+
+def spread(paths: Iterable[Path], count: int) -> list[Path]:
+    """At least `count` of the paths where there are so many, evenly from all of them."""
+    every = list(paths)
+    return every[:: max(1, len(every) // count)]
+
+
+def beginning(path: Path, encode: Callable[[str], list[int]], n_tokens: int) -> list[int]:
+    """The first tokens of a text; what is encoded is little more, as a token is rarely longer than eight characters."""
+    return encode(read_text(path)[: 8 * n_tokens])[:n_tokens]
 
 
 def readable(path: Path) -> bool:
