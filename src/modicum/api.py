@@ -22,7 +22,7 @@ from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
-from modicum.decode.loop import Engine, PlainEngine, run
+from modicum.decode.loop import PlainEngine, run
 from modicum.decode.output import GenerationOutput
 from modicum.decode.prompts import (
     beginning,
@@ -41,10 +41,10 @@ from modicum.gqa.refit import convert_model, converted_tensors
 from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
+from modicum.speculative.auto import make_engine
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
-from modicum.speculative.loop import SpeculativeEngine
 from modicum.vivit.model import Vivit
 
 __all__ = [
@@ -188,7 +188,7 @@ def generate(
     target: Any,
     prompts: str | Sequence[str] | Sequence[Sequence[int]],
     draft: Any = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int | str = 4,
     max_new_tokens: int | Sequence[int] = 128,
     temperature: float | Sequence[float] = 1.0,
     top_k: int | Sequence[int | None] | None = None,
@@ -208,7 +208,9 @@ def generate(
         target: a model from `load`. A T5 reads each prompt and writes a text about it; the others continue it.
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
         draft: a model with the same tokenizer, a `Drafter`, "ngram" (prompt lookup), or None for plain decoding.
-        num_draft_tokens: K of the paper: tokens proposed per target call.
+        num_draft_tokens: K of the paper: tokens proposed per target call. "auto" chooses it for every call by what calls
+            cost on this machine, measured for a moment the first time, and by running acceptance; 0 is plain decoding.
+            The distribution is the same, but as times decide K, the same seed need not give the same text.
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
             repetition penalty (prompt included, but not what an encoder reads), temperature, top-k, top-p, min-p.
@@ -268,6 +270,7 @@ def generate(
         for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
     target.for_inference()
+    new_engine = (lambda: PlainEngine(target)) if drafter is None else make_engine(target, drafter, num_draft_tokens)
     rows: list[Row] = []
     by_part: dict[str, float] = {}
     with torch.inference_mode():
@@ -279,10 +282,7 @@ def generate(
                 tokenizer=tokenizer,
                 on_token=on_token,
             )
-            engine: Engine = (
-                PlainEngine(target) if drafter is None else SpeculativeEngine(target, drafter, num_draft_tokens)
-            )
-            rows += run(batch, engine)
+            rows += run(batch, new_engine())
             add_seconds(by_part, batch.seconds)
     rows.sort(key=lambda row: row.request.index)
     return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part)
@@ -333,13 +333,14 @@ def check_video_model(model: Any) -> Vivit:
     return model
 
 
-def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
+def make_drafter(draft: Any, num_draft_tokens: int | str) -> Drafter | None:
     """What `draft` stands for; checks K as well."""
     if draft is None:
         return None
-    if isinstance(num_draft_tokens, bool) or not isinstance(num_draft_tokens, int) or num_draft_tokens < 1:
+    whole = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool) and num_draft_tokens >= 1
+    if not whole and num_draft_tokens != "auto":
         raise UsageError(
-            f"num_draft_tokens is {num_draft_tokens!r}: it must be a whole number of at least 1; "
+            f'num_draft_tokens is {num_draft_tokens!r}: it must be a whole number of at least 1, or "auto"; '
             "for plain decoding leave the draft out"
         )
     if isinstance(draft, str):

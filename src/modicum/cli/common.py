@@ -20,7 +20,30 @@ Draft = Annotated[
         help="A smaller model with the same tokenizer, or `ngram`: propose what followed the last tokens before."
     ),
 ]
-NumDraftTokens = Annotated[int, typer.Option("-k", "--num-draft-tokens", help="Tokens drafted per call of the target.")]
+
+
+def parse_k(text: str) -> int | str:
+    """ "auto", or a whole number."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"-k {text} is not a number of draft tokens: give a whole number of at least 1, or auto"
+        ) from None
+
+
+NumDraftTokens = Annotated[
+    Any,
+    typer.Option(
+        "-k",
+        "--num-draft-tokens",
+        parser=parse_k,
+        metavar="N|auto",
+        help="Tokens drafted per call of the target; auto chooses their number anew for every call.",
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Exact, unless the text, a stop string or the context ends before.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy: always the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the K most probable tokens only.")]

@@ -62,7 +62,7 @@ def generate(
         "stop": stop or None,
         "ignore_eos": ignore_eos,
     }
-    if draft is not None and num_draft_tokens < 1:
+    if draft is not None and num_draft_tokens != "auto" and num_draft_tokens < 1:
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT (`-` for stdin), or --prompts FILE.jsonl with --out FILE.jsonl")
@@ -126,4 +126,7 @@ def closing_line(stats: Any) -> str:
     if not stats.judged_by_position:
         return line
     positions = " ".join(common.percent(share) for share in stats.acceptance_by_position)
-    return f"{line}, {stats.tokens_per_target_call:.2f} tokens per target call, accepted by position {positions}"
+    chosen = "" if stats.mean_k is None else f", K {stats.mean_k:.1f} on average"
+    return (
+        f"{line}, {stats.tokens_per_target_call:.2f} tokens per target call{chosen}, accepted by position {positions}"
+    )

@@ -107,6 +107,11 @@ class PackedLinear:
         y = self(x) if self.blocked else F.linear(x, self.weight, self.bias)
         return y if activation is None else ACTIVATIONS[activation](y)
 
+    @property
+    def form(self) -> str:
+        """How the weight is held, in words: what a product with it costs depends on that."""
+        return f"{str(self.weight.dtype).removeprefix('torch.')} {'blocked' if self.blocked else 'plain'}"
+
     def dense(self) -> "DenseWeight":
         return DenseWeight(self.weight.to_dense() if self.blocked else self.weight, self.bias)
 

@@ -85,13 +85,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Loop:
-    """What one target call yielded, per active row: the tokens, and how many drafted ones were judged and accepted."""
+    """What one target call yielded, per active row: the tokens, and how many drafted ones were judged and accepted.
+
+    `k` is how many were asked for, where that is chosen for every loop.
+    """
 
     tokens: list[list[int]]
     judged: list[int]
     accepted: list[int]
     draft_calls: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    k: int | None = None
 
 
 class Batch:
@@ -164,7 +168,7 @@ class Batch:
             kept = len(row.tokens) - start
             # Tokens behind an end were never part of the text: neither accepted nor rejected.
             judged = loop.judged[at] if kept > accepted else min(loop.judged[at], kept)
-            row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds)
+            row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds, loop.k)
             new = torch.tensor(row.tokens[start:], device=self.device)
             self.tokens_BM[at, start : len(row.tokens)] = new
             if self.seen_BV is not None:
