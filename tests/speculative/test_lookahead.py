@@ -7,30 +7,7 @@ import pytest
 
 from modicum.speculative import lookahead
 from modicum.speculative.lookahead import Acceptances, Lookahead, Times
-
-
-class Table:
-    """Costs from a table by K, the same for any number of rows."""
-
-    def __init__(self, verify, draft, read=0.0):
-        self.by_tokens, self.by_k, self.per_token = verify, draft, read
-
-    def prepare(self, rows):
-        return 0.0
-
-    def verify(self, rows, n_tokens):
-        return self.by_tokens[n_tokens - 1]
-
-    def draft(self, rows, n_tokens):
-        return None if self.by_k is None else self.by_k[n_tokens - 1]
-
-    def read(self, rows, n_tokens):
-        return self.per_token * n_tokens
-
-
-def linear(slope, draft, read=0.0, max_k=16):
-    """A target call of 1 and `slope` more per token behind the first, a draft of `draft` per token."""
-    return Table([1 + slope * k for k in range(max_k + 1)], [draft * k for k in range(1, max_k + 1)], read)
+from tests.speculative.tables import Table, linear
 
 
 def knowing(costs, rates, n_rows, max_k):
@@ -212,6 +189,7 @@ def test_the_bound_is_what_keeps_it_there(monkeypatch):
     """Positive control: with the account open, a text that turns again and again costs more than 3 %."""
     monkeypatch.setattr(lookahead, "SHARE", 10.0)
     monkeypatch.setattr(lookahead, "FORGET", 0.5)
+    monkeypatch.setattr(lookahead, "FORGET_ASLEEP", 0.5)
     seconds, _ = Text(linear(0.3, 0.3), lambda _: 0.0, 300).write()
     assert 300 / seconds < 0.95
 

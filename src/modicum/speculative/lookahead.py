@@ -19,6 +19,7 @@ MAX_K = 16  # the most tokens drafted per loop
 PRIOR, PRIOR_WEIGHT = 0.7, 2.0
 POSITION_WEIGHT = 3.0  # how many judgements of a position the other positions' word on it is worth
 FORGET = 0.93  # of what a loop taught, what is left after one more: fourteen loops' memory
+FORGET_ASLEEP = 0.975  # the same for a loop without a draft, which only makes what is known older
 # A row's latest fortune, against what the positions promised: it notices a change long before every position has.
 ROW_WEIGHT, FORGET_ROW = 4.0, 0.8
 
@@ -72,8 +73,8 @@ class Acceptances:
     def keep(self, rows: list[int]) -> None:
         self.rows = [self.rows[row] for row in rows]
 
-    def forget(self, n_loops: int) -> None:
-        left, of_row = FORGET**n_loops, FORGET_ROW**n_loops
+    def forget(self, n_loops: int, *, asleep: bool = False) -> None:
+        left, of_row = (FORGET_ASLEEP if asleep else FORGET) ** n_loops, FORGET_ROW**n_loops
         self.accepted = [n * left for n in self.accepted]
         self.judged = [n * left for n in self.judged]
         self.rows = [[accepted * of_row, expected * of_row] for accepted, expected in self.rows]
@@ -204,7 +205,7 @@ class Lookahead:
         at_most = limits() if self.lost < self.allowance else []
         if at_most and not max(at_most):
             return 0  # nothing to offer is no verdict on what was offered
-        self.acceptances.forget(self.unseen)
+        self.acceptances.forget(self.unseen, asleep=True)
         self.unseen = 0
         k = self._best([min(n, self.max_k) for n in at_most], unread, begun) if at_most else 0
         if k == 0:
