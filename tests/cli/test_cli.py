@@ -114,6 +114,7 @@ def refusals(root, tmp_path):
             2,
             "give a whole number of at least 1, or auto",
         ),
+        (["generate", target, *prompt, "--weights", "int4"], 2, "weights `int4` are not known"),
         (["compare", target, "--draft", "ngram", "-k", "0"], 2, "-k 0 drafts nothing"),
         (["generate", target, "--prompt", ""], 2, "the prompt is empty"),
         (["generate", target, "--prompt", "x" * 500], 2, "the model's context is 97"),
@@ -336,6 +337,14 @@ def test_compare(monkeypatch, capsys, folders, tmp_path):
     assert rows[0]["tokens_per_target_call"] == 1
     assert rows[2]["efficiency"] == pytest.approx(rows[2]["tokens_per_target_call"] / 3)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_with_int8_weights(monkeypatch, capsys, folders):
+    arguments = ["--prompt", "def f", "--temperature", "0", "--max-new-tokens", "9", "--ignore-eos", "--json"]
+    code, out, _ = call(monkeypatch, capsys, "generate", folders / "target", *arguments, "--weights", "int8")
+    model = modicum.load(folders / "target").for_inference(weights="int8")
+    expected = modicum.generate(model, "def f", temperature=0, max_new_tokens=9, ignore_eos=True)
+    assert (code, json.loads(out)["tokens"]) == (0, expected.tokens)
 
 
 def test_k_chosen_by_cost(monkeypatch, capsys, folders, tmp_path):

@@ -52,6 +52,9 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens less probable than
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text, whatever else is in the batch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
+Weights = Annotated[
+    str | None, typer.Option(help="int8: round the target's weights to bytes, on a CPU; faster where they are large.")
+]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, also in a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 

@@ -44,6 +44,7 @@ def generate(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    weights: common.Weights = None,
     as_json: common.Json = False,
     no_color: common.NoColor = False,
 ) -> None:
@@ -66,20 +67,27 @@ def generate(
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT (`-` for stdin), or --prompts FILE.jsonl with --out FILE.jsonl")
+
+    def load() -> tuple[Any, Any]:
+        models = common.load_pair(target, draft, device, dtype)
+        if weights is not None:
+            models[0].for_inference(weights=weights)
+        return models
+
     if prompts is not None:
         from modicum.cli import batch
 
         if out is None:
             raise UsageError("--prompts needs --out FILE.jsonl to write to")
         common.check_writable(out, force=force)
-        job = batch.Job(prompts, out, {"target": target, "draft": draft, "dtype": dtype, "seed": seed, **settings})
-        batch.run(job, lambda: common.load_pair(target, draft, device, dtype), settings, seed)
+        named = {"target": target, "draft": draft, "dtype": dtype, "seed": seed, **settings}
+        job = batch.Job(prompts, out, named if weights is None else {**named, "weights": weights})
+        batch.run(job, load, settings, seed)
         return
     text = sys.stdin.read() if prompt == "-" else str(prompt)
     if not text:
         raise UsageError("the prompt is empty: give at least one character to continue")
-    models = common.load_pair(target, draft, device, dtype)
-    stream(models, text, {**settings, "seed": seed}, as_json=as_json, color=not no_color)
+    stream(load(), text, {**settings, "seed": seed}, as_json=as_json, color=not no_color)
 
 
 def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_json: bool, color: bool) -> None:
