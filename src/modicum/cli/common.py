@@ -53,7 +53,10 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same tex
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
 Weights = Annotated[
-    str | None, typer.Option(help="int8: round the target's weights to bytes, on a CPU; faster where they are large.")
+    str | None,
+    typer.Option(
+        help="int8: the target's weights as bytes, on a CPU; int8-dynamic: activations, too; faster, less exact."
+    ),
 ]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, also in a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from modicum.core.int8 import Int8Linear
+from modicum.core.int8 import FORMS, Int8Linear
 from modicum.errors import UsageError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,12 +92,12 @@ class Projections(nn.Module):
 class PackedLinear:
     """A weight in the layout that is fastest to read: oneDNN's blocks for float32 and bfloat16 on a CPU, else as it was.
 
-    With `weights="int8"` it is rounded to bytes (`core.int8`), and what it was is gone. Not a module, so that a packed
+    With `weights`, one of `core.int8.FORMS`, it is rounded to bytes, and what it was is gone. Not a module, so that a packed
     model has no parameters an optimizer could pick up by mistake.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, weights: str | None = None) -> None:
-        self.int8 = Int8Linear(weight, bias) if weights == "int8" else None
+        self.int8 = None if weights is None else Int8Linear(weight, bias, weights)
         if self.int8 is not None:
             return
         self.weight = weight.detach()
@@ -150,10 +150,6 @@ def can_block(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-# How `for_inference` can hold weights, besides as they are.
-WEIGHTS = ("int8",)
-
-
 def pack(model: nn.Module, weights: str | None = None) -> None:
     """Pack every linear layer of `model` in place, one after another, so that no weight is held twice for long.
 
@@ -162,8 +158,8 @@ def pack(model: nn.Module, weights: str | None = None) -> None:
     Raises:
         UsageError: weights in a form that is not known or not for this machine, or packed in another form already.
     """
-    if weights is not None and weights not in WEIGHTS:
-        raise UsageError(f"weights `{weights}` are not known: use {', '.join(WEIGHTS)}, or leave it out")
+    if weights is not None and weights not in FORMS:
+        raise UsageError(f"weights `{weights}` are not known: use {', '.join(FORMS)}, or leave it out")
     groups: list[Any] = [module for module in model.modules() if isinstance(module, Projections)]
     inside = {id(layer) for group in groups for layer in group.children()}
     layers = [m for m in model.modules() if isinstance(m, Linear) and id(m) not in inside]

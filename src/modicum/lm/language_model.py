@@ -43,6 +43,7 @@ class LanguageModel(Packable):
         Args:
             weights: None keeps them as they are. "int8", on a CPU, rounds those of linear layers to bytes, a scale per
                 output channel: half the memory traffic of bfloat16, and the model cannot be saved any more.
+                "int8-dynamic" rounds what they are multiplied with as well, token by token: faster, and less exact.
 
         Raises:
             UsageError: an unknown form, one that this machine has no products for, or a model packed otherwise already.
