@@ -11,7 +11,6 @@ Reported are medians over the rounds and ratios of medians. Nothing else should 
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ from modicum import resources
 from modicum.config import DecoderConfig, RopeConfig
 from modicum.decode.stats import GenerationStats
 from modicum.lm.decoder import Decoder
+from modicum.report.machine import machine
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         if options.large:
             make_large(Path(folder) / "large")
