@@ -73,7 +73,7 @@ def quantile(values: list[float], share: float) -> float:
 
 
 def parses(text: str) -> bool:
-    """Whether the whole lines of `text` are Python that may go on: what is only unfinished, such as an open bracket, counts."""
+    """Whether the whole lines of `text` are Python that may go on; an open bracket is only unfinished."""
     whole = text[: text.rfind("\n") + 1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an odd escape in a string is no failure
