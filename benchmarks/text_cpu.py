@@ -9,9 +9,9 @@
 Every round runs each system once, in an order that rotates, so that a slow minute of the machine meets all of them.
 Reported are medians over the rounds and ratios of medians. Nothing else should run meanwhile.
 
-eta is measured tokens per second, prompt reading apart, over the limit: one read of the weights per call, at the bandwidth that
-this machine is seen to have, and the same tokens per call. The random model's drafts are synthetic: its own greedy text, every
-token wrong with a given probability, at no cost.
+eta is measured tokens per second, prompt reading apart, over the limit: one read of the weights per call, at the bandwidth
+that this machine is seen to have, and the same tokens per call. The random model's drafts are synthetic: its own greedy
+text, every token wrong with a given probability, at no cost.
 """
 
 import argparse
@@ -271,9 +271,8 @@ def chosen(options: argparse.Namespace) -> None:
             for label, values in times.items():
                 median, stats = statistics.median(values), runs[label]().stats
                 drafted = (stats.accepted + stats.rejected) / stats.target_calls
-                print(
-                    f"{kind + ', T ' + format(temperature, 'g') + ', ' + label:<34} {median:9.3f} {plain / median:8.2f} {drafted:7.2f}"
-                )
+                case = f"{kind}, T {temperature:g}, {label}"
+                print(f"{case:<34} {median:9.3f} {plain / median:8.2f} {drafted:7.2f}")
 
 
 def batches(options: argparse.Namespace) -> None:
