@@ -42,6 +42,7 @@ from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
 from modicum.speculative.drafters.base import Drafter
+from modicum.speculative.drafters.early_exit import EarlyExitDrafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.loop import SpeculativeEngine
@@ -207,7 +208,8 @@ def generate(
     Args:
         target: a model from `load`. A T5 reads each prompt and writes a text about it; the others continue it.
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
-        draft: a model with the same tokenizer, a `Drafter`, "ngram" (prompt lookup), or None for plain decoding.
+        draft: a model with the same tokenizer, a trained drafter from `load`, any other `Drafter`, "ngram" (prompt lookup),
+            "self:LAYERS" (the target's own first layers), or None for plain decoding.
         num_draft_tokens: K of the paper: tokens proposed per target call.
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
@@ -343,10 +345,31 @@ def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
             "for plain decoding leave the draft out"
         )
     if isinstance(draft, str):
-        if draft != "ngram":
-            raise UsageError(f"draft `{draft}` is not a drafter's name: use `ngram`, or a model from `modicum.load`")
-        return NgramDrafter()
+        return named_drafter(draft)
     if hasattr(draft, "propose"):
         return draft
     draft.for_inference()
     return ModelDrafter(draft)
+
+
+def is_named_drafter(name: str) -> bool:
+    """Whether `named_drafter` knows what to do with a name, which else is a model's."""
+    return name == "ngram" or name.startswith("self:")
+
+
+def named_drafter(name: str) -> Drafter:
+    """A drafter that is no model: "ngram", or "self:LAYERS".
+
+    Raises:
+        UsageError: neither of them.
+    """
+    if name == "ngram":
+        return NgramDrafter()
+    kind, _, layers = name.partition(":")
+    if kind == "self":
+        if not layers.isdecimal():
+            raise UsageError(f"draft `{name}` names no number of layers: write self:LAYERS, such as self:2")
+        return EarlyExitDrafter(int(layers))
+    raise UsageError(
+        f"draft `{name}` is not a drafter's name: use `ngram`, `self:LAYERS`, or what `modicum.load` makes of a folder"
+    )
