@@ -43,8 +43,10 @@ from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.early_exit import EarlyExitDrafter
+from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
+from modicum.speculative.drafters.trained import TrainedDrafter
 from modicum.speculative.loop import SpeculativeEngine
 from modicum.vivit.model import Vivit
 
@@ -70,7 +72,7 @@ def load(
     """A model in evaluation mode, with `.config`.
 
     A language model has a `.tokenizer` (None if its folder has no tokenizer files), a video classifier `.labels`, one
-    name per class (None if its config.json has none).
+    name per class (None if its config.json has none). A drafter that `modicum train` made is what `draft` takes.
 
     Args:
         path_or_hub_id: a name of a model that ships with modicum, a local folder, or a Hugging Face hub id.
@@ -85,6 +87,8 @@ def load(
     folder = preset or resolve(path_or_hub_id if isinstance(path_or_hub_id, Path) else str(path_or_hub_id))
     checkpoint = read_checkpoint(folder)
     device = pick_device(device)
+    if is_drafter(checkpoint.config):
+        return build_drafter(checkpoint, device, pick_dtype(dtype, checkpoint))
     try:
         config = read_config(checkpoint.config)
     except UnknownFamilyError as unknown:
@@ -107,6 +111,9 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
     Raises:
         CheckpointError: `path` holds something already and `overwrite` is not set, or cannot be written.
     """
+    if isinstance(model, TrainedDrafter):
+        write_checkpoint(drafter_checkpoint(model), Path(path), overwrite=overwrite)
+        return
     if not isinstance(model, LanguageModel | Vivit):
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
@@ -228,6 +235,8 @@ def generate(
     began = perf_counter()
     if isinstance(target, Vivit):
         raise UsageError("the target is a video classifier and writes no text: give a language model")
+    if isinstance(target, TrainedDrafter):
+        raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
     if verification != "token":
         raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
     if logprobs:

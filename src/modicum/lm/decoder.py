@@ -65,7 +65,7 @@ class Decoder(LanguageModel):
             x_BLD = x_BLD + self.positions(positions_BL.clamp(max=self.config.max_seq_len - 1))
         rotate = self.rope(positions_BL, x_BLD.dtype) if self.rope is not None else None
         n_slots = L if cache is None else cache.n_slots(L)
-        masks = {window: self._mask(positions_BL, n_slots, window, cache, x_BLD.dtype) for window in set(self.windows)}
+        masks = {window: causality(positions_BL, n_slots, window, cache, x_BLD.dtype) for window in set(self.windows)}
         for block, window in zip(self.blocks, self.windows[:n_layers], strict=False):
             mask, causal = masks[window]
             x_BLD = block(x_BLD, rotate=rotate, mask=mask, causal=causal, cache=cache, positions_BL=positions_BL)
@@ -74,19 +74,6 @@ class Decoder(LanguageModel):
     def score(self, x_BLD: Tensor) -> Tensor:
         """Logits of what `hidden` returns: [..., D] -> [..., V]."""
         return self.head(x_BLD)
-
-    def _mask(
-        self, positions_BL: Tensor, n_slots: int, window: int | None, cache: KVCache | None, dtype: torch.dtype
-    ) -> tuple[Tensor | None, bool]:
-        """The cheapest form of "sees itself and what came before": nothing, a causal flag, or a tensor."""
-        L = positions_BL.shape[1]
-        unlimited = window is None or n_slots <= window
-        if unlimited and (cache is None or cache.uniform):
-            if L == 1:
-                return None, False
-            if n_slots == L:
-                return None, True
-        return visibility(positions_BL, n_slots, window, dtype), False
 
     def _check_length(self, n_tokens: int) -> None:
         dynamic = self.config.rope is not None and self.config.rope.scaling == "dynamic"
@@ -118,3 +105,17 @@ def decoder_block(config: DecoderConfig, layer: int) -> Block:
         ffn_bias=config.ffn_bias,
         parallel=config.parallel,
     )
+
+
+def causality(
+    positions_BL: Tensor, n_slots: int, window: int | None, cache: KVCache | None, dtype: torch.dtype
+) -> tuple[Tensor | None, bool]:
+    """The cheapest form of "sees itself and what came before": nothing, a causal flag, or a tensor."""
+    L = positions_BL.shape[1]
+    unlimited = window is None or n_slots <= window
+    if unlimited and (cache is None or cache.uniform):
+        if L == 1:
+            return None, False
+        if n_slots == L:
+            return None, True
+    return visibility(positions_BL, n_slots, window, dtype), False

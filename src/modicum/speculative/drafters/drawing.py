@@ -33,6 +33,22 @@ class Drawing:
         self.tokens.append(token_B)
         return token_B
 
+    def draw_all(self, logits_BCV: Tensor) -> None:
+        """The tokens of all C places at once, from logits that none of them has changed."""
+        B, C, _ = logits_BCV.shape
+        if self.batch.seen_BV is not None:  # a penalty makes each depend on those before it
+            for place in range(C):
+                self.draw(logits_BCV[:, place])
+            return
+        logits_BCV = logits_BCV[..., : self.batch.vocab_size]
+        if self.noise_BNP is None:
+            self.tokens += greedy(logits_BCV).unbind(1)
+            return
+        probs_BCV = self.batch.sampler.probs(logits_BCV)
+        uniforms = self.noise_BNP[:, :C, Purpose.DRAFT].flatten()
+        self.tokens += draw(probs_BCV.flatten(0, 1), uniforms).view(B, C).unbind(1)
+        self.probs += probs_BCV.unbind(1)
+
     def draft(self, counts: list[int], calls: int) -> Draft:
         """What was drawn; row b offers the first `counts[b]`."""
         return Draft(
