@@ -21,6 +21,7 @@ class EarlyExitDrafter:
     """
 
     max_rows: int | None = None
+    k_invariant = True  # what it draws a token from depends on the text before that token alone
 
     def __init__(self, n_layers: int) -> None:
         self.n_layers = n_layers
@@ -32,7 +33,7 @@ class EarlyExitDrafter:
             )
         held = target.config.n_layers
         if not 1 <= self.n_layers <= held:
-            raise UsageError(f"draft `self:{self.n_layers}`: the target has {held} layers, choose from 1 to {held - 1}")
+            raise UsageError(f"draft `self:{self.n_layers}`: the target has {held} layers, choose from 1 to {held}")
         self.target: Any = target
 
     def start(self, batch: Batch, capacity: int) -> None:
