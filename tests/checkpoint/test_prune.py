@@ -57,7 +57,10 @@ def test_a_pruned_and_grouped_draft_in_one_command(tmp_path, monkeypatch, capsys
     options = ("modicum-code-target", goal, "--keep-layers", "0,1,7", "--kv-heads", 2)
     code, out, err = convert(monkeypatch, capsys, *options)
     assert (code, err) == (0, "")
-    assert out == f"{goal}: 8 -> 3 layers, 8 -> 2 key-value heads by mean, keys and values 4,096 -> 384 numbers per token\n"
+    assert (
+        out
+        == f"{goal}: 8 -> 3 layers, 8 -> 2 key-value heads by mean, keys and values 4,096 -> 384 numbers per token\n"
+    )
     target, draft = modicum.load("modicum-code-target"), modicum.load(goal)
     assert (draft.config.n_layers, draft.config.n_kv_heads) == (3, 2)
     assert draft.files is not None

@@ -20,7 +20,9 @@ def drafter(name, target, num_draft_tokens=4, noise=0.1, seed=5):
     """The drafter of that name for `target`: `self` exits after one layer."""
     if name == "self":
         return EarlyExitDrafter(1)
-    network = new_network(target, name, num_draft_tokens, n_layers=2 if name == "parallel" else 1).to(target.embed.weight)
+    network = new_network(target, name, num_draft_tokens, n_layers=2 if name == "parallel" else 1).to(
+        target.embed.weight
+    )
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():

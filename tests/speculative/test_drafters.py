@@ -81,7 +81,9 @@ def test_the_enumeration_notices_another_distribution_than_the_draws(name, monke
     propose = Draft.__init__
 
     def tampered(self, tokens, probs, counts, calls):
-        propose(self, tokens, None if probs is None else probs.sqrt() / probs.sqrt().sum(-1, keepdim=True), counts, calls)
+        propose(
+            self, tokens, None if probs is None else probs.sqrt() / probs.sqrt().sum(-1, keepdim=True), counts, calls
+        )
 
     monkeypatch.setattr(Draft, "__init__", tampered)
     target = tiny(vocab_size=3, scale=0.5).double()
@@ -119,7 +121,9 @@ def three_tokens(model, prompt, **settings):
 def test_sampled_distribution_is_the_targets(name, settings):
     target, prompt, n = tiny(vocab_size=5, scale=0.5), [1, 3, 1, 3], 6_400
     source = drafter(name, tiny(vocab_size=5, scale=0.5), noise=0.3, seed=0)
-    out = modicum.generate(target, [prompt] * n, draft=source, num_draft_tokens=2, max_new_tokens=3, seed=11, **settings)
+    out = modicum.generate(
+        target, [prompt] * n, draft=source, num_draft_tokens=2, max_new_tokens=3, seed=11, **settings
+    )
     assert 0.1 < out.stats.acceptance_rate < 0.98
     probs, counts = three_tokens(target, prompt, **settings), Counter(map(tuple, out.tokens))
     assert all(probs[outcome] > 0 for outcome in counts)
@@ -342,7 +346,9 @@ def test_one_drafter_serves_its_target_in_any_dtype(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_target_is_refused_or_warned_of(kind):
     source = drafter(kind, tiny())
-    with pytest.raises(UsageError, match="trained for a llama of 2 layers, width 24 and 29 tokens and the target is a llama of 3"):
+    with pytest.raises(
+        UsageError, match="trained for a llama of 2 layers, width 24 and 29 tokens and the target is a llama of 3"
+    ):
         modicum.generate(tiny(n_layers=3), [[1, 2]], draft=source)
     with pytest.raises(UsageError, match="native decoder-only target, and this one is EncoderDecoder"):
         modicum.generate(tiny_t5(), [[1, 2]], draft=source)

@@ -55,8 +55,8 @@ def convert(
     keep_layers: Annotated[
         str | None,
         typer.Option(
-            help="Layers that stay, counted from 0, such as 0,2,4; with or without --kv-heads. What is left can draft for the "
-            "whole once it is trained on (`modicum uptrain`, with the whole as teacher)."
+            help="Layers that stay, counted from 0, such as 0,2,4; with or without --kv-heads. What is left can draft for "
+            "the whole once it is trained on (`modicum uptrain`, with the whole as teacher)."
         ),
     ] = None,
     report: Annotated[

@@ -129,7 +129,9 @@ class DraftTask:
         total, weights = torch.zeros((), device=network.device), 0.0
         for place, (wanted_BLV, drafted_BLV) in enumerate(self._pairs(network, ids_BL)):
             weight = self.decay**place
-            distance = F.kl_div(drafted_BLV.flatten(0, 1), wanted_BLV.flatten(0, 1), reduction="batchmean", log_target=True)
+            distance = F.kl_div(
+                drafted_BLV.flatten(0, 1), wanted_BLV.flatten(0, 1), reduction="batchmean", log_target=True
+            )
             total, weights = total + weight * distance, weights + weight
         return total / weights
 
@@ -196,12 +198,18 @@ class DraftTraining:
         checkpoint = read_checkpoint(resources.model_presets().get(target) or resolve(target))
         config = read_config(checkpoint.config)
         if not isinstance(config, DecoderConfig):
-            raise UsageError(f"{target} does not just continue text, and drafters are trained for models that do: give one")
+            raise UsageError(
+                f"{target} does not just continue text, and drafters are trained for models that do: give one"
+            )
         if data.window > config.max_seq_len:
-            raise UsageError(f"`window` is {data.window} and the context of {target} {config.max_seq_len}: lower data.window")
+            raise UsageError(
+                f"`window` is {data.window} and the context of {target} {config.max_seq_len}: lower data.window"
+            )
         tokenizer = Tokenizer.from_files(checkpoint.files, checkpoint.config)
         if tokenizer is None or not tokenizer.eos_ids:
-            raise UsageError(f"{target} has no tokenizer files with an end-of-text token, which closes each text: add them")
+            raise UsageError(
+                f"{target} has no tokenizer files with an end-of-text token, which closes each text: add them"
+            )
         self.config, self.tokenizer = config, tokenizer
         self.corpus: Corpus = find_corpus(data.source, data.suffixes, data.exclude, data.held_out)
 
@@ -219,7 +227,9 @@ class DraftTraining:
         with torch.device("meta"):
             n_parameters = sum(p.numel() for p in KINDS[drafter.kind][0](config).parameters())
         sampled = f"; {data.sampled_tokens:,} tokens written by the target" if data.sampled_tokens else ""
-        console.print(f"drafter     {drafter.kind}, {n_parameters:,} parameters, {drafter.num_draft_tokens} tokens at a time")
+        console.print(
+            f"drafter     {drafter.kind}, {n_parameters:,} parameters, {drafter.num_draft_tokens} tokens at a time"
+        )
         console.print(f"target      {drafter.target}", soft_wrap=True, markup=False)
         console.print(f"data        {len(self.corpus.training)} files, from {data.source}{sampled}", soft_wrap=True)
         console.print(f"held out    {len(self.corpus.held_out)} whole files")
@@ -278,7 +288,9 @@ class DraftTraining:
         starts = np.random.default_rng(recipe.run.seed).integers(len(tokens) - given, size=n_rows)
         prompts = [tokens[start : start + given].astype("int64").tolist() for start in starts]
         console.print(f"the target writes {n_rows} texts of {window} tokens")
-        written = api.generate(target, prompts, max_new_tokens=window - given, seed=recipe.run.seed, ignore_eos=True).tokens
+        written = api.generate(
+            target, prompts, max_new_tokens=window - given, seed=recipe.run.seed, ignore_eos=True
+        ).tokens
         rows = np.concatenate([np.array(prompt + text) for prompt, text in zip(prompts, written, strict=True)])
         note.unlink(missing_ok=True)
         np.save(cache, rows.astype(np.uint32))
@@ -303,5 +315,7 @@ class DraftTraining:
         goal = self.folder / "model"
         api.save(KINDS[self.recipe.drafter.kind][1](network, files), goal, overwrite=True)
         shares = " ".join(f"{share:.0%}" for _, share in figures)
-        console.print(f"held out: {quality_line(loss, None)}, accepted by place {shares}; drafter in {goal}", soft_wrap=True)
+        console.print(
+            f"held out: {quality_line(loss, None)}, accepted by place {shares}; drafter in {goal}", soft_wrap=True
+        )
         return goal

@@ -51,6 +51,4 @@ class Drawing:
 
     def draft(self, counts: list[int], calls: int) -> Draft:
         """What was drawn; row b offers the first `counts[b]`."""
-        return Draft(
-            torch.stack(self.tokens, 1), torch.stack(self.probs, 1) if self.probs else None, counts, calls
-        )
+        return Draft(torch.stack(self.tokens, 1), torch.stack(self.probs, 1) if self.probs else None, counts, calls)

@@ -39,7 +39,9 @@ def build_drafter(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
         CheckpointError: an unknown key, or weights that are not those of its configuration.
     """
     try:
-        config = DrafterConfig.from_dict({key: value for key, value in checkpoint.config.items() if key != "model_type"})
+        config = DrafterConfig.from_dict(
+            {key: value for key, value in checkpoint.config.items() if key != "model_type"}
+        )
     except UsageError as error:
         raise CheckpointError(f"config.json: {error}") from error
     make_network, make_drafter = KINDS[config.kind]

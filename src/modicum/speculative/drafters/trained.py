@@ -36,7 +36,9 @@ class DrafterConfig(Config):
                 f"`num_draft_tokens` is {self.num_draft_tokens} and `n_layers` {self.n_layers}: both must be at least 1"
             )
         if self.n_layers > 1 and self.kind != "parallel":
-            raise UsageError(f"`n_layers` is {self.n_layers} and a drafter of kind {self.kind} has one layer: leave it out")
+            raise UsageError(
+                f"`n_layers` is {self.n_layers} and a drafter of kind {self.kind} has one layer: leave it out"
+            )
 
 
 class Network(Packable):
@@ -96,6 +98,7 @@ class TrainedDrafter:
         self.network: Any = network
         self.files = files or {}
         self.packed = False
+        self.place: tuple[torch.device, torch.dtype] | None = None
 
     @property
     def config(self) -> DrafterConfig:
@@ -116,8 +119,8 @@ class TrainedDrafter:
             )
         if target.fingerprint != self.config.fingerprint:
             warnings.warn(
-                "the draft was trained for a target with other weights: the text is right all the same, but fewer tokens may "
-                "be accepted",
+                "the draft was trained for a target with other weights: the text is right all the same, but fewer tokens "
+                "may be accepted",
                 stacklevel=2,
             )
         self.target = target
