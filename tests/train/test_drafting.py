@@ -107,7 +107,7 @@ def test_training_lowers_the_loss_and_raises_acceptance(kind, learned, tmp_path)
     last = Training("drafting", network, task, optim=optim, run=run, settings={}).go(resume=False)[1]
     assert last < 0.6 * first
     trained = acceptance(network)
-    assert trained.acceptance_rate > untrained.acceptance_rate + 0.1
+    assert 1 - trained.acceptance_rate < 0.8 * (1 - untrained.acceptance_rate)
     assert trained.tokens_per_target_call > untrained.tokens_per_target_call + 0.3
     # The target is what it was, and what training says of acceptance is what decoding finds.
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state_dict().items())

@@ -26,7 +26,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state, bit for bit.")] = False,
 ) -> None:
-    """Train a model or a drafter by a recipe, or fine-tune a model; Ctrl-C saves, --resume goes on as if nothing had been."""
+    """Train a model or a drafter by a recipe, or fine-tune a model; Ctrl-C saves, --resume goes on as if nothing was."""
     from modicum import resources
     from modicum.train import run
 

@@ -31,11 +31,12 @@ class FeaturesNetwork(Network):
 
     @torch.no_grad()
     def begin(self, target: Decoder) -> None:
-        dim = self.config.target.dim
-        for module in (self.feature_norm, self.embed_norm):
-            module.reset_parameters()  # type: ignore[operator]
-        nn.init.normal_(self.fuse.weight, std=dim**-0.5)
-        copy_weights(self.block, target.blocks[-1])
+        # It begins as an early exit behind the first layer, and learns what to make of the features.
+        nn.init.constant_(self.embed_norm.weight, float(target.embed.weight.square().mean().sqrt()))  # type: ignore[arg-type]
+        from_feature, from_embedding = self.fuse.weight.chunk(2, dim=1)
+        nn.init.zeros_(from_feature)
+        nn.init.eye_(from_embedding)
+        copy_weights(self.block, target.blocks[0])
         copy_weights(self.norm, target.norm)
 
     def forward(
