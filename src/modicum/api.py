@@ -42,8 +42,11 @@ from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
 from modicum.speculative.drafters.base import Drafter
+from modicum.speculative.drafters.early_exit import EarlyExitDrafter
+from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
+from modicum.speculative.drafters.trained import TrainedDrafter
 from modicum.speculative.loop import SpeculativeEngine
 from modicum.vivit.model import Vivit
 
@@ -69,7 +72,7 @@ def load(
     """A model in evaluation mode, with `.config`.
 
     A language model has a `.tokenizer` (None if its folder has no tokenizer files), a video classifier `.labels`, one
-    name per class (None if its config.json has none).
+    name per class (None if its config.json has none). A drafter that `modicum train` made is what `draft` takes.
 
     Args:
         path_or_hub_id: a name of a model that ships with modicum, a local folder, or a Hugging Face hub id.
@@ -84,6 +87,8 @@ def load(
     folder = preset or resolve(path_or_hub_id if isinstance(path_or_hub_id, Path) else str(path_or_hub_id))
     checkpoint = read_checkpoint(folder)
     device = pick_device(device)
+    if is_drafter(checkpoint.config):
+        return build_drafter(checkpoint, device, pick_dtype(dtype, checkpoint))
     try:
         config = read_config(checkpoint.config)
     except UnknownFamilyError as unknown:
@@ -106,6 +111,9 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
     Raises:
         CheckpointError: `path` holds something already and `overwrite` is not set, or cannot be written.
     """
+    if isinstance(model, TrainedDrafter):
+        write_checkpoint(drafter_checkpoint(model), Path(path), overwrite=overwrite)
+        return
     if not isinstance(model, LanguageModel | Vivit):
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
@@ -207,7 +215,8 @@ def generate(
     Args:
         target: a model from `load`. A T5 reads each prompt and writes a text about it; the others continue it.
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
-        draft: a model with the same tokenizer, a `Drafter`, "ngram" (prompt lookup), or None for plain decoding.
+        draft: a model with the same tokenizer, a trained drafter from `load`, any other `Drafter`, "ngram" (prompt lookup),
+            "self:LAYERS" (the target's own first layers), or None for plain decoding.
         num_draft_tokens: K of the paper: tokens proposed per target call.
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
@@ -226,6 +235,8 @@ def generate(
     began = perf_counter()
     if isinstance(target, Vivit):
         raise UsageError("the target is a video classifier and writes no text: give a language model")
+    if isinstance(target, TrainedDrafter):
+        raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
     if verification != "token":
         raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
     if logprobs:
@@ -343,10 +354,31 @@ def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
             "for plain decoding leave the draft out"
         )
     if isinstance(draft, str):
-        if draft != "ngram":
-            raise UsageError(f"draft `{draft}` is not a drafter's name: use `ngram`, or a model from `modicum.load`")
-        return NgramDrafter()
+        return named_drafter(draft)
     if hasattr(draft, "propose"):
         return draft
     draft.for_inference()
     return ModelDrafter(draft)
+
+
+def is_named_drafter(name: str) -> bool:
+    """Whether `named_drafter` knows what to do with a name, which else is a model's."""
+    return name == "ngram" or name.startswith("self:")
+
+
+def named_drafter(name: str) -> Drafter:
+    """A drafter that is no model: "ngram", or "self:LAYERS".
+
+    Raises:
+        UsageError: neither of them.
+    """
+    if name == "ngram":
+        return NgramDrafter()
+    kind, _, layers = name.partition(":")
+    if kind == "self":
+        if not layers.isdecimal():
+            raise UsageError(f"draft `{name}` names no number of layers: write self:LAYERS, such as self:2")
+        return EarlyExitDrafter(int(layers))
+    raise UsageError(
+        f"draft `{name}` is not a drafter's name: use `ngram`, `self:LAYERS`, or what `modicum.load` makes of a folder"
+    )

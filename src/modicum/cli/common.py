@@ -17,7 +17,8 @@ Target = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="A smaller model with the same tokenizer, or `ngram`: propose what followed the last tokens before."
+        help="A smaller model with the same tokenizer; a drafter that `modicum train` made for this target; `ngram`: what "
+        "followed the last tokens before; or `self:LAYERS`: the target's own first layers."
     ),
 ]
 NumDraftTokens = Annotated[int, typer.Option("-k", "--num-draft-tokens", help="Tokens drafted per call of the target.")]
@@ -38,7 +39,9 @@ def load_pair(target: str, draft: str | None, device: str, dtype: str) -> tuple[
     from modicum import api
 
     loaded = api.load(target, device=device, dtype=dtype)
-    return loaded, draft if draft in (None, "ngram") else api.load(str(draft), device=device, dtype=dtype)
+    if draft is None or api.is_named_drafter(draft):
+        return loaded, draft
+    return loaded, api.load(draft, device=device, dtype=dtype)
 
 
 def check_writable(path: Path, *, force: bool) -> None:

@@ -25,7 +25,9 @@ PROMPTS = (
 
 def compare(
     target: common.Target,
-    draft: Annotated[str, typer.Option(help="A smaller model with the same tokenizer, or `ngram`.")],
+    draft: Annotated[
+        str, typer.Option(help="As for `generate`: a smaller model, a trained drafter, `ngram`, `self:LAYERS`.")
+    ],
     prompts: Annotated[
         Path | None,
         typer.Option(help="JSONL as for `generate`, or text, one prompt per line; without it a few lines of code."),

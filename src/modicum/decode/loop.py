@@ -1,5 +1,6 @@
 """Plain decoding: read the prompt in chunks, then one token per call of the model; and the loop around any engine."""
 
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -50,27 +51,53 @@ def run(batch: Batch, engine: Engine) -> list[Row]:
     return done
 
 
-def open_cache(model: Any, sources: list[list[int]], tokens_BM: Tensor, counts: list[int], capacity: int) -> Any:
+# Shown what a model made of tokens it has read: hidden states [B, L, D], and how many of a row's L are its text.
+Observe = Callable[[Tensor, Tensor, list[int]], None]
+
+
+def open_cache(
+    model: Any,
+    sources: list[list[int]],
+    tokens_BM: Tensor,
+    counts: list[int],
+    capacity: int,
+    observe: Observe | None = None,
+) -> Any:
     """A cache of `capacity` tokens per row that has read the first `counts[b]` of each, and its source if it has one."""
     cache = model.new_cache(len(counts), capacity)
     if sources:
         model.read(sources, cache)
-    prefill(model, cache, tokens_BM, counts)
+    prefill(model, cache, tokens_BM, counts, observe=observe)
     return cache
 
 
-def prefill(model: Any, cache: Any, tokens_BM: Tensor, counts: list[int], chunk: int = PREFILL_CHUNK) -> None:
-    """Put the first `counts[b]` tokens of each row into an empty cache. Rows are padded at the right."""
-    if hasattr(model, "prefill"):
+def prefill(
+    model: Any,
+    cache: Any,
+    tokens_BM: Tensor,
+    counts: list[int],
+    chunk: int = PREFILL_CHUNK,
+    observe: Observe | None = None,
+) -> None:
+    """Put the first `counts[b]` tokens of each row into an empty cache. Rows are padded at the right.
+
+    `observe` is shown the hidden states chunk by chunk: they are never all in memory.
+    """
+    if observe is None and hasattr(model, "prefill"):
         model.prefill(tokens_BM, counts, cache)
         return
     counts_B = torch.tensor(counts, device=tokens_BM.device)
     nothing_BN = torch.zeros(len(counts), 0, dtype=torch.int64, device=tokens_BM.device)
     for start in range(0, max(counts), chunk):
         end = min(start + chunk, max(counts))
-        model(tokens_BM[:, start:end], cache=cache, at_BN=nothing_BN)
         known = [min(count, end) for count in counts]
-        cache.commit(counts_B.clamp(max=end) - cache.lengths_B, known)
+        read_B = counts_B.clamp(max=end) - cache.lengths_B
+        if observe is None:
+            model(tokens_BM[:, start:end], cache=cache, at_BN=nothing_BN)
+        else:
+            hidden_BLD = model.hidden(tokens_BM[:, start:end], cache=cache)
+            observe(hidden_BLD, read_B, [max(0, count - start) for count in known])
+        cache.commit(read_B, known)
 
 
 class PlainEngine:

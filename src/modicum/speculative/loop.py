@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modicum.decode.batch import Batch, Loop
-from modicum.decode.loop import open_cache, refuse_invalid
+from modicum.decode.loop import Observe, open_cache, refuse_invalid
 from modicum.decode.sampling import greedy, seen_prefixes
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
 from modicum.speculative.drafters.base import Draft, Drafter
@@ -20,13 +20,16 @@ class SpeculativeEngine:
 
     def __init__(self, target: Any, drafter: Drafter, num_draft_tokens: int) -> None:
         self.target, self.drafter, self.num_draft_tokens = target, drafter, num_draft_tokens
+        self.observe: Observe | None = getattr(drafter, "observe", None)
 
     def start(self, batch: Batch) -> None:
         # Rows near their end are padded up to the longest draft in the batch: those slots are never committed.
         capacity = batch.tokens_BM.shape[1] + self.num_draft_tokens + 1
         counts = [length - 1 for length in batch.lengths]
-        self.cache = open_cache(self.target, batch.sources, batch.tokens_BM, counts, capacity)
         self.drafter.start(batch, capacity)
+        self.cache = open_cache(self.target, batch.sources, batch.tokens_BM, counts, capacity, self.observe)
+        if hasattr(self.drafter, "share"):
+            self.drafter.share(self.cache)
 
     def step(self, batch: Batch) -> Loop:
         began = perf_counter()
@@ -36,7 +39,9 @@ class SpeculativeEngine:
         draft = self.drafter.propose(batch, allowed, noise_BNP)
         drafted = perf_counter()
         ids_BN = torch.cat([batch.last_B1, draft.tokens_BC], dim=1)
-        logits_BNV = self.target(ids_BN, cache=self.cache)[..., : batch.vocab_size]
+        hidden_BND = None if self.observe is None else self.target.hidden(ids_BN, cache=self.cache)
+        logits_BNV = self.target(ids_BN, cache=self.cache) if hidden_BND is None else self.target.score(hidden_BND)
+        logits_BNV = logits_BNV[..., : batch.vocab_size]
         accepted = judge(batch, logits_BNV, draft, noise_BNP)
         # The one transfer to the host in a loop.
         table = torch.cat(
@@ -49,6 +54,8 @@ class SpeculativeEngine:
         self.cache.commit(
             accepted.n_accepted_B + 1, [length + n for length, n in zip(batch.lengths, n_accepted, strict=True)]
         )
+        if self.observe is not None and hidden_BND is not None:
+            self.observe(hidden_BND, accepted.n_accepted_B + 1, [n + 1 for n in n_accepted])
         tokens = [[*drafts[:n], following] for n, following, _, *drafts in table]
         judged = [min(n + 1, count) for n, count in zip(n_accepted, draft.counts, strict=True)]
         seconds = {"draft": drafted - began, "verify": verified - drafted}
