@@ -44,7 +44,8 @@ from modicum.lm.objective import objective_of
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
-from modicum.speculative.loop import SpeculativeEngine
+from modicum.speculative.invariant import check_invariant
+from modicum.speculative.loop import VERIFICATIONS, SpeculativeEngine
 from modicum.vivit.model import Vivit
 
 __all__ = [
@@ -201,6 +202,7 @@ def generate(
     verification: str = "token",
     logprobs: int = 0,
     on_token: OnToken | None = None,
+    k_invariant: bool = False,
 ) -> GenerationOutput:
     """Continue prompts, with a draft by speculative sampling (2302.01318): the same distribution, in fewer target calls.
 
@@ -216,7 +218,11 @@ def generate(
             each its own: s is (s, 0), and a pair names any stream.
         stop: strings that end a text; they are cut from it, the tokens keep the one that completed it.
         ignore_eos: treat EOS as an ordinary token.
+        verification: "token", the rule of 2302.01318, or "block" (2403.10444): also exact, and as many tokens per call or
+            more.
         on_token: called with a `TokenEvent` for every token as it is kept.
+        k_invariant: the same seed gives the same text for every K, up to rounding: a call with other rows can round
+            otherwise. A sampled row then drafts one token more per loop.
 
     Raises:
         UsageError: an argument that cannot be honoured, an empty prompt, one longer than the context, a draft with
@@ -226,8 +232,8 @@ def generate(
     began = perf_counter()
     if isinstance(target, Vivit):
         raise UsageError("the target is a video classifier and writes no text: give a language model")
-    if verification != "token":
-        raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
+    if verification not in VERIFICATIONS:
+        raise UsageError(f"verification `{verification}` is not known: use {' or '.join(map(repr, VERIFICATIONS))}")
     if logprobs:
         raise UsageError(f"logprobs={logprobs} cannot be returned: leave it at 0")
     ids = encode_prompts(target, prompts)
@@ -235,6 +241,8 @@ def generate(
     max_rows = None if drafter is None else drafter.max_rows
     if drafter is not None:
         drafter.check(target)
+        if k_invariant:
+            check_invariant(drafter, num_draft_tokens, verification)
         if not target.ragged:
             target.check_speculation()
             max_rows = 1
@@ -280,7 +288,9 @@ def generate(
                 on_token=on_token,
             )
             engine: Engine = (
-                PlainEngine(target) if drafter is None else SpeculativeEngine(target, drafter, num_draft_tokens)
+                PlainEngine(target)
+                if drafter is None
+                else SpeculativeEngine(target, drafter, num_draft_tokens, verification, k_invariant)
             )
             rows += run(batch, engine)
             add_seconds(by_part, batch.seconds)
