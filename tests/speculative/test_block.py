@@ -110,7 +110,7 @@ def test_the_enumeration_notices_a_broken_rule(rule):
 
 def test_never_fewer_tokens_than_token_by_token():
     gains = []
-    for seed in range(40, 60):
+    for seed in range(40, 52):
         target, draft = rows(seed), rows(seed + 100, temperature=0.5 + seed % 4)
         blockwise = expected_accepted(target, draft, accept_block, V, 3, points=block_points)
         tokenwise = expected_accepted(target, draft, accept, V, 3)
@@ -139,7 +139,9 @@ def test_rows_do_not_influence_each_other():
     # What stands behind a row's own tokens does not count either.
     target, tokens, draft, drafted, noise = inputs
     behind = torch.arange(C) >= drafted[:, None]
-    other = accept_block(target, torch.where(behind, 3, tokens), draft.masked_fill(behind[..., None], 0), drafted, noise)
+    other = accept_block(
+        target, torch.where(behind, 3, tokens), draft.masked_fill(behind[..., None], 0), drafted, noise
+    )
     assert all(torch.equal(a, b) for a, b in zip(other, together, strict=True))
 
 
@@ -167,10 +169,10 @@ def test_invalid_rows_are_marked():
 
 @pytest.mark.parametrize("drafter", ["model", "ngram"])
 def test_sampled_distribution_is_the_targets(drafter):
-    """10^5 texts of four tokens through the public call, three drafted at a time."""
+    """Texts of three tokens through the public call, two drafted at a time: their joint distribution, chi-square."""
     target = tiny(vocab_size=4, scale=0.5)
     draft = perturbed(target, 9, 0.3) if drafter == "model" else "ngram"
-    n, prompt, settings = 100_000, [1, 3, 1, 3], {"temperature": 0.8, "top_p": 0.95}
+    n, prompt, settings = 40_000, [1, 3, 1, 3], {"temperature": 0.8, "top_p": 0.95}
     call = {"draft": draft, "num_draft_tokens": 2, "max_new_tokens": 3, **settings}
     out = modicum.generate(target, [prompt] * n, verification="block", seed=12, **call)
     probs = pair_probs(target, prompt, **settings)
@@ -186,8 +188,8 @@ def test_the_distribution_test_notices_a_broken_rule(monkeypatch):
     monkeypatch.setattr(block, "prefix_weights", lambda t, d: whole(t * 1.5, d))
     target = tiny(vocab_size=5, scale=0.5)
     call = {"draft": perturbed(target, 9, 0.3), "num_draft_tokens": 2, "max_new_tokens": 3, "seed": 2}
-    out = modicum.generate(target, [[1, 3]] * 30_000, verification="block", **call)
-    statistic, freedom = chi_square(Counter(map(tuple, out.tokens)), pair_probs(target, [1, 3]), 30_000)
+    out = modicum.generate(target, [[1, 3]] * 15_000, verification="block", **call)
+    statistic, freedom = chi_square(Counter(map(tuple, out.tokens)), pair_probs(target, [1, 3]), 15_000)
     assert statistic > limit(freedom)
 
 
@@ -238,4 +240,3 @@ def test_eos_inside_an_accepted_block_ends_the_text_there():
     for tokens, reason in zip(out.tokens, out.finish_reasons, strict=True):
         assert (3 in tokens) == (reason == "eos")
         assert 3 not in tokens[:-1]
-

@@ -45,7 +45,9 @@ class SpeculativeEngine:
         # A loop yields one token more than it drafts, so the last one of a row never needs a draft.
         allowed = [min(self.num_draft_tokens, row.remaining - 1) for row in batch.rows]
         invariant = self.k_invariant and not batch.sampler.all_greedy
-        noise_BNP = batch.noise_by_place(self.num_draft_tokens + 2) if invariant else batch.noise(self.num_draft_tokens + 1)
+        noise_BNP = (
+            batch.noise_by_place(self.num_draft_tokens + 2) if invariant else batch.noise(self.num_draft_tokens + 1)
+        )
         proposed = self.drafter.propose(batch, [n + invariant for n in allowed], noise_BNP)
         draft = within(proposed, allowed) if invariant else proposed
         drafted = perf_counter()
