@@ -21,6 +21,7 @@ from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
+from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
@@ -203,6 +204,7 @@ def generate(
     logprobs: int = 0,
     on_token: OnToken | None = None,
     k_invariant: bool = False,
+    bit_exact: bool = False,
 ) -> GenerationOutput:
     """Continue prompts, with a draft by speculative sampling (2302.01318): the same distribution, in fewer target calls.
 
@@ -223,6 +225,9 @@ def generate(
         on_token: called with a `TokenEvent` for every token as it is kept.
         k_invariant: the same seed gives the same text for every K, up to rounding: a call with other rows can round
             otherwise. A sampled row then drafts one token more per loop.
+        bit_exact: logits that do not depend, to the last bit, on what else is scored with them: greedy text is then the
+            same with any draft and without. Prompts are written one at a time, and K is at most 63. It makes
+            `k_invariant` exact to the bit as well.
 
     Raises:
         UsageError: an argument that cannot be honoured, an empty prompt, one longer than the context, a draft with
@@ -276,6 +281,11 @@ def generate(
         for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
     target.for_inference()
+    if bit_exact:
+        max_rows, target = 1, exact_view(target)
+        check_width(num_draft_tokens if drafter is not None else 0)
+        if k_invariant and isinstance(drafter, ModelDrafter):
+            drafter = ModelDrafter(exact_view(drafter.model))
     rows: list[Row] = []
     by_part: dict[str, float] = {}
     with torch.inference_mode():
