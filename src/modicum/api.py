@@ -21,6 +21,7 @@ from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
+from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
@@ -47,7 +48,8 @@ from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoin
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.drafters.trained import TrainedDrafter
-from modicum.speculative.loop import SpeculativeEngine
+from modicum.speculative.invariant import check_invariant
+from modicum.speculative.loop import VERIFICATIONS, SpeculativeEngine
 from modicum.vivit.model import Vivit
 
 __all__ = [
@@ -209,6 +211,8 @@ def generate(
     verification: str = "token",
     logprobs: int = 0,
     on_token: OnToken | None = None,
+    k_invariant: bool = False,
+    bit_exact: bool = False,
 ) -> GenerationOutput:
     """Continue prompts, with a draft by speculative sampling (2302.01318): the same distribution, in fewer target calls.
 
@@ -225,7 +229,14 @@ def generate(
             each its own: s is (s, 0), and a pair names any stream.
         stop: strings that end a text; they are cut from it, the tokens keep the one that completed it.
         ignore_eos: treat EOS as an ordinary token.
+        verification: "token", the rule of 2302.01318, or "block" (2403.10444): also exact, and as many tokens per call or
+            more.
         on_token: called with a `TokenEvent` for every token as it is kept.
+        k_invariant: the same seed gives the same text for every K, up to rounding: a call with other rows can round
+            otherwise. A sampled row then drafts one token more per loop.
+        bit_exact: logits that do not depend, to the last bit, on what else is scored with them: greedy text is then the
+            same with any draft and without. Prompts are written one at a time, and K is at most 63. It makes
+            `k_invariant` exact to the bit as well.
 
     Raises:
         UsageError: an argument that cannot be honoured, an empty prompt, one longer than the context, a draft with
@@ -237,8 +248,8 @@ def generate(
         raise UsageError("the target is a video classifier and writes no text: give a language model")
     if isinstance(target, TrainedDrafter):
         raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
-    if verification != "token":
-        raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
+    if verification not in VERIFICATIONS:
+        raise UsageError(f"verification `{verification}` is not known: use {' or '.join(map(repr, VERIFICATIONS))}")
     if logprobs:
         raise UsageError(f"logprobs={logprobs} cannot be returned: leave it at 0")
     ids = encode_prompts(target, prompts)
@@ -246,6 +257,8 @@ def generate(
     max_rows = None if drafter is None else drafter.max_rows
     if drafter is not None:
         drafter.check(target)
+        if k_invariant:
+            check_invariant(drafter, num_draft_tokens, verification)
         if not target.ragged:
             target.check_speculation()
             max_rows = 1
@@ -279,6 +292,11 @@ def generate(
         for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
     target.for_inference()
+    if bit_exact:
+        max_rows, target = 1, exact_view(target)
+        check_width(num_draft_tokens if drafter is not None else 0)
+        if k_invariant and isinstance(drafter, ModelDrafter):
+            drafter = ModelDrafter(exact_view(drafter.model))
     rows: list[Row] = []
     by_part: dict[str, float] = {}
     with torch.inference_mode():
@@ -291,7 +309,9 @@ def generate(
                 on_token=on_token,
             )
             engine: Engine = (
-                PlainEngine(target) if drafter is None else SpeculativeEngine(target, drafter, num_draft_tokens)
+                PlainEngine(target)
+                if drafter is None
+                else SpeculativeEngine(target, drafter, num_draft_tokens, verification, k_invariant)
             )
             rows += run(batch, engine)
             add_seconds(by_part, batch.seconds)

@@ -22,6 +22,13 @@ Draft = Annotated[
     ),
 ]
 NumDraftTokens = Annotated[int, typer.Option("-k", "--num-draft-tokens", help="Tokens drafted per call of the target.")]
+Verification = Annotated[
+    str,
+    typer.Option(
+        help="How drafts are judged: token, one by one (2302.01318), or block, together (2403.10444). Both are exact; "
+        "block keeps as many tokens or more."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Exact, unless the text, a stop string or the context ends before.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy: always the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the K most probable tokens only.")]

@@ -27,6 +27,7 @@ def generate(
     target: common.Target,
     draft: common.Draft = None,
     num_draft_tokens: common.NumDraftTokens = 4,
+    verification: common.Verification = "token",
     prompt: Annotated[str | None, typer.Option(help="The text to continue; `-` reads it from stdin.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='A JSONL file, each line {"prompt": TEXT} or {"tokens": [IDS]}, and any "id".')
@@ -53,6 +54,7 @@ def generate(
     """
     settings = {
         "num_draft_tokens": num_draft_tokens,
+        "verification": verification,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.checkpoint.tokenizer import Tokenizer
-from modicum.decode.random import Purpose, uniforms
+from modicum.decode.random import Purpose, uniforms, uniforms_by_place
 from modicum.decode.sampling import Sampler, SamplingParams
 from modicum.decode.stats import GenerationStats
 from modicum.decode.text import RowText
@@ -147,6 +147,10 @@ class Batch:
         if self.sampler.all_greedy:
             return None
         return uniforms(self.keys_B, self.lengths_B, n_offsets, len(Purpose))
+
+    def noise_by_place(self, n_offsets: int) -> Tensor:
+        """Uniforms as above, but keyed by the place in the text alone, wherever the loop starts."""
+        return uniforms_by_place(self.keys_B, self.lengths_B, n_offsets, len(Purpose))
 
     def take(self, loop: Loop, sources: tuple[str, str], seconds: float) -> list[Row]:
         """Append what a loop yielded, up to each row's end. Returns the rows that ended; the rest stay.

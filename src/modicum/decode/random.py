@@ -73,3 +73,14 @@ def uniforms(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int)
     state_B = mix_tensor(key_B + position_B * signed(GOLDEN))
     words_BNP = mix_tensor(state_B[:, None, None] + table_NP)
     return shift_right(words_BNP, 11).to(torch.float64) * 2.0**-53
+
+
+def uniforms_by_place(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int) -> Tensor:
+    """What `uniforms` gives at offset 0 of positions position_B, position_B + 1, ...: float64 [B, n_offsets, n_purposes].
+
+    A place has the same numbers in every loop that comes by it, so they are fresh only for rules that draw nothing from a
+    place behind the last token they keep (`speculative.invariant`).
+    """
+    places_BN = position_B[:, None] + torch.arange(n_offsets, device=key_B.device)
+    keys_BN = key_B[:, None].expand_as(places_BN)
+    return uniforms(keys_BN.flatten(), places_BN.flatten(), 1, n_purposes).view(*places_BN.shape, n_purposes)

@@ -10,7 +10,11 @@ from modicum.decode.batch import Batch, Loop
 from modicum.decode.loop import Observe, open_cache, refuse_invalid
 from modicum.decode.sampling import greedy, seen_prefixes
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
+from modicum.speculative.block import accept_block
 from modicum.speculative.drafters.base import Draft, Drafter
+from modicum.speculative.invariant import accept_invariant, within
+
+VERIFICATIONS = ("token", "block")
 
 
 class SpeculativeEngine:
@@ -18,8 +22,16 @@ class SpeculativeEngine:
 
     sources = ("draft", "target")
 
-    def __init__(self, target: Any, drafter: Drafter, num_draft_tokens: int) -> None:
+    def __init__(
+        self,
+        target: Any,
+        drafter: Drafter,
+        num_draft_tokens: int,
+        verification: str = "token",
+        k_invariant: bool = False,
+    ) -> None:
         self.target, self.drafter, self.num_draft_tokens = target, drafter, num_draft_tokens
+        self.verification, self.k_invariant = verification, k_invariant
         self.observe: Observe | None = getattr(drafter, "observe", None)
 
     def start(self, batch: Batch) -> None:
@@ -35,14 +47,18 @@ class SpeculativeEngine:
         began = perf_counter()
         # A loop yields one token more than it drafts, so the last one of a row never needs a draft.
         allowed = [min(self.num_draft_tokens, row.remaining - 1) for row in batch.rows]
-        noise_BNP = batch.noise(self.num_draft_tokens + 1)
-        draft = self.drafter.propose(batch, allowed, noise_BNP)
+        invariant = self.k_invariant and not batch.sampler.all_greedy
+        noise_BNP = (
+            batch.noise_by_place(self.num_draft_tokens + 2) if invariant else batch.noise(self.num_draft_tokens + 1)
+        )
+        proposed = self.drafter.propose(batch, [n + invariant for n in allowed], noise_BNP)
+        draft = within(proposed, allowed) if invariant else proposed
         drafted = perf_counter()
         ids_BN = torch.cat([batch.last_B1, draft.tokens_BC], dim=1)
         hidden_BND = None if self.observe is None else self.target.hidden(ids_BN, cache=self.cache)
         logits_BNV = self.target(ids_BN, cache=self.cache) if hidden_BND is None else self.target.score(hidden_BND)
         logits_BNV = logits_BNV[..., : batch.vocab_size]
-        accepted = judge(batch, logits_BNV, draft, noise_BNP)
+        accepted = judge(batch, logits_BNV, draft, noise_BNP, self.verification, proposed if invariant else None)
         # The one transfer to the host in a loop.
         table = torch.cat(
             [accepted.n_accepted_B[:, None], accepted.next_token_B[:, None], accepted.valid_B[:, None], ids_BN[:, 1:]],
@@ -66,8 +82,18 @@ class SpeculativeEngine:
         self.drafter.keep(rows, lengths)
 
 
-def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | None) -> Acceptance:
-    """Accept or correct a batch's drafts by its target's logits; penalties are evaluated on every drafted prefix."""
+def judge(
+    batch: Batch,
+    logits_BNV: Tensor,
+    draft: Draft,
+    noise_BNP: Tensor | None,
+    verification: str = "token",
+    proposed: Draft | None = None,
+) -> Acceptance:
+    """Accept or correct a batch's drafts by its target's logits; penalties are evaluated on every drafted prefix.
+
+    `proposed` is for `k_invariant` decoding: the draft with one token more than was scored.
+    """
     drafted_B = torch.tensor(draft.counts, device=batch.device)
     seen_BNV = None if batch.seen_BV is None else seen_prefixes(batch.seen_BV, draft.tokens_BC)
     if noise_BNP is None:
@@ -77,4 +103,7 @@ def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | No
         numbers_B = (logits_BNV.gather(-1, target_BN[..., None]) > -torch.inf).flatten(1).all(1)
         return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
     probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
-    return accept(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])
+    if proposed is not None:
+        return accept_invariant(probs_BNV, proposed, drafted_B, noise_BNP)
+    rule = accept_block if verification == "block" else accept
+    return rule(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])

@@ -17,6 +17,8 @@ from modicum.speculative.drafters.base import Draft
 class ModelDrafter:
     """Drafts token by token with a language model that shares the target's tokenizer."""
 
+    k_invariant = True  # what it draws a token from depends on the text before that token alone
+
     def __init__(self, model: Any) -> None:
         self.model = model
         self.max_rows: int | None = None if model.ragged else 1
