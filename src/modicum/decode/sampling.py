@@ -75,8 +75,7 @@ class Sampler:
 
     def greedy(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """The best token of each row after its repetition penalty: [B, V] -> [B], [B, N, V] -> [B, N]."""
-        scores_BNV = self._penalise(three_axes(precise(logits)), None if seen is None else three_axes(seen))
-        return greedy(scores_BNV.view(logits.shape))
+        return greedy(self.penalise(logits, seen).view(logits.shape))
 
     def probs(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
         """What each row's next token is drawn from, [B, V] or [B, N, V], float32 (float64 for float64 logits).
@@ -85,7 +84,7 @@ class Sampler:
             logits: of the same shape, any floating dtype; -inf is a token that cannot come.
             seen: bool, broadcastable to it: tokens of the prompt and the text so far, for the repetition penalty.
         """
-        scores_BNV = self._penalise(three_axes(precise(logits)), None if seen is None else three_axes(seen))
+        scores_BNV = self.penalise(logits, seen)
         best_BN = greedy(scores_BNV) if self.any_greedy else None
         if self.tempered:
             scores_BNV = scores_BNV / self.temperature_B11.to(scores_BNV.dtype)
@@ -106,9 +105,12 @@ class Sampler:
             probs_BNV = torch.where(self.greedy_B11, one_hot_BNV, probs_BNV)
         return probs_BNV.view(logits.shape)
 
-    def _penalise(self, scores_BNV: Tensor, seen_BNV: Tensor | None) -> Tensor:
-        if seen_BNV is None or not self.penalised:
+    def penalise(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """Logits after the repetition penalty, at least float32: [B, V] or [B, N, V] -> [B, N, V]."""
+        scores_BNV = three_axes(precise(logits))
+        if seen is None or not self.penalised:
             return scores_BNV
+        seen_BNV = three_axes(seen)
         penalty_B11 = self.penalty_B11.to(scores_BNV.dtype)
         punished_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty_B11, scores_BNV / penalty_B11)
         return torch.where(seen_BNV, punished_BNV, scores_BNV)

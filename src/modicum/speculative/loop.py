@@ -1,13 +1,13 @@
 """The speculative loop (2302.01318, Algorithm 2): draft, score in one call, accept, commit; every row at its own pace."""
 
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modicum.decode.batch import Batch, Loop
-from modicum.decode.loop import open_cache, refuse_invalid
+from modicum.decode.logprobs import read_logprobs
+from modicum.decode.loop import fetch, open_cache, refuse_invalid
 from modicum.decode.sampling import greedy, seen_prefixes
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
 from modicum.speculative.drafters.base import Draft, Drafter
@@ -29,45 +29,55 @@ class SpeculativeEngine:
         self.drafter.start(batch, capacity)
 
     def step(self, batch: Batch) -> Loop:
-        began = perf_counter()
+        clock, began = batch.clock, batch.clock.stamp()
         # A loop yields one token more than it drafts, so the last one of a row never needs a draft.
         allowed = [min(self.num_draft_tokens, row.remaining - 1) for row in batch.rows]
         noise_BNP = batch.noise(self.num_draft_tokens + 1)
         draft = self.drafter.propose(batch, allowed, noise_BNP)
-        drafted = perf_counter()
+        drafted = clock.stamp()
         ids_BN = torch.cat([batch.last_B1, draft.tokens_BC], dim=1)
-        logits_BNV = self.target(ids_BN, cache=self.cache)[..., : batch.vocab_size]
+        logits_BNV = clock.call("target", self.target, ids_BN, cache=self.cache)[..., : batch.vocab_size]
         accepted = judge(batch, logits_BNV, draft, noise_BNP)
-        # The one transfer to the host in a loop.
-        table = torch.cat(
-            [accepted.n_accepted_B[:, None], accepted.next_token_B[:, None], accepted.valid_B[:, None], ids_BN[:, 1:]],
-            1,
-        ).tolist()
-        refuse_invalid(all(valid for _, _, valid, *_ in table))
-        n_accepted = [n for n, *_ in table]
-        verified = perf_counter()
-        self.cache.commit(
-            accepted.n_accepted_B + 1, [length + n for length, n in zip(batch.lengths, n_accepted, strict=True)]
-        )
-        tokens = [[*drafts[:n], following] for n, following, _, *drafts in table]
+        n_new_B, new_BN = accepted.n_accepted_B + 1, kept_tokens(draft.tokens_BC, accepted)
+        results_BX = torch.cat([n_new_B[:, None], accepted.valid_B[:, None], new_BN], 1)
+        verified = clock.stamp()
+        table, scored = fetch(batch, results_BX, logits_BNV, new_BN)
+        refuse_invalid(batch, all(valid for _, valid, *_ in table))
+        tokens = [new[:n] for n, _, *new in table]
+        n_accepted = [n - 1 for n, *_ in table]
+        self.cache.commit(n_new_B, [length + n for length, n in zip(batch.lengths, n_accepted, strict=True)])
         judged = [min(n + 1, count) for n, count in zip(n_accepted, draft.counts, strict=True)]
-        seconds = {"draft": drafted - began, "verify": verified - drafted}
-        return Loop(tokens, judged, n_accepted, draft.calls, seconds)
+        seconds = {"draft": clock.between(began, drafted), "verify": clock.between(drafted, verified)}
+        logprobs = None if scored is None else read_logprobs(scored, tokens, batch.logprobs)
+        return Loop(tokens, judged, n_accepted, new_BN, n_new_B, draft.calls, seconds, logprobs)
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         self.cache.keep(rows, [length - 1 for length in lengths])
         self.drafter.keep(rows, lengths)
 
 
+def kept_tokens(drafted_BC: Tensor, accepted: Acceptance) -> Tensor:
+    """Every row's accepted tokens and the one after them, [B, C + 1]; that one is repeated behind itself."""
+    next_B1 = accepted.next_token_B[:, None]
+    at_N = torch.arange(drafted_BC.shape[1] + 1, device=drafted_BC.device)
+    return torch.where(at_N < accepted.n_accepted_B[:, None], torch.cat([drafted_BC, next_B1], 1), next_B1)
+
+
 def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | None) -> Acceptance:
     """Accept or correct a batch's drafts by its target's logits; penalties are evaluated on every drafted prefix."""
-    drafted_B = torch.tensor(draft.counts, device=batch.device)
     seen_BNV = None if batch.seen_BV is None else seen_prefixes(batch.seen_BV, draft.tokens_BC)
+    counts = draft.counts
+    if batch.processors is not None:
+        logits_BNV, stuck = batch.process(logits_BNV, seen_BNV, draft.tokens_BC, counts)
+        counts, seen_BNV = [min(pair) for pair in zip(counts, stuck, strict=True)], None
+    drafted_B = torch.tensor(counts, device=batch.device)
     if noise_BNP is None:
         sampler = batch.sampler
         target_BN = sampler.greedy(logits_BNV, seen_BNV) if sampler.penalised else greedy(logits_BNV)
         accepted = accept_greedy(target_BN, draft.tokens_BC, drafted_B)
-        numbers_B = (logits_BNV.gather(-1, target_BN[..., None]) > -torch.inf).flatten(1).all(1)
+        # What stands behind a rejected token is no part of the text, whatever its logits.
+        numbers_BN = (logits_BNV.gather(-1, target_BN[..., None])[..., 0] > -torch.inf).long().cumprod(1)
+        numbers_B = numbers_BN.gather(1, accepted.n_accepted_B[:, None])[:, 0].bool()
         return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
     probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
     return accept(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])
