@@ -11,7 +11,7 @@ from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.decode.clock import Clock
 from modicum.decode.logprobs import TokenLogprob
 from modicum.decode.processors import PrefixProcessors, Processor
-from modicum.decode.random import Purpose, uniforms
+from modicum.decode.random import Purpose, UniformsAhead
 from modicum.decode.sampling import Sampler, SamplingParams
 from modicum.decode.stats import GenerationStats
 from modicum.decode.text import RowText
@@ -133,7 +133,8 @@ class Batch:
         self.processors: PrefixProcessors | None = None
         if any(r.processors for r in requests):
             self.processors = PrefixProcessors([r.processors for r in requests], [r.eos_ids for r in requests])
-        self.keys_B = torch.tensor([r.key for r in requests], dtype=torch.int64, device=device)
+        keys_B = torch.tensor([r.key for r in requests], dtype=torch.int64, device=device)
+        self.uniforms = UniformsAhead(keys_B, len(Purpose))
         capacity = max(r.max_total for r in requests)
         self.tokens_BM = torch.zeros(len(requests), capacity, dtype=torch.int64)
         for row, request in enumerate(requests):
@@ -146,6 +147,7 @@ class Batch:
                 self.seen_BV[row, torch.tensor(request.prompt, device=device)] = True
         self.seconds: dict[str, float] = {}  # by part, of all rows together
         self.model_seconds: dict[str, float] = {}
+        self.known_counts: tuple[list[int], Tensor] | None = None
         self.lengths = [len(row.tokens) for row in self.rows]
         self.lengths_B = torch.tensor(self.lengths, device=self.device)
         # Each row's last token, which no cache holds yet.
@@ -160,7 +162,13 @@ class Batch:
         """This loop's uniforms, [B, n_offsets, purposes], keyed by stream and where the loop starts; None: all greedy."""
         if self.sampler.all_greedy:
             return None
-        return uniforms(self.keys_B, self.lengths_B, n_offsets, len(Purpose))
+        return self.uniforms.at(self.lengths, self.lengths_B, n_offsets)
+
+    def counts(self, values: list[int]) -> Tensor:
+        """One number per row where the models run, [B]; the same as in the last loop do not travel again."""
+        if self.known_counts is None or self.known_counts[0] != values:
+            self.known_counts = list(values), torch.tensor(values, device=self.device)
+        return self.known_counts[1]
 
     def process(
         self, logits_BNV: Tensor, seen: Tensor | None, drafted_BC: Tensor, longest: list[int]
@@ -210,7 +218,8 @@ class Batch:
         self.rows = [self.rows[row] for row in rows]
         self.sampler = self.sampler.select(rows)
         self.processors = None if self.processors is None else self.processors.select(rows)
-        self.keys_B, self.tokens_BM = self.keys_B[index], self.tokens_BM[index]
+        self.uniforms = self.uniforms.select(index)
+        self.tokens_BM = self.tokens_BM[index]
         self.seen_BV = None if self.seen_BV is None else self.seen_BV[index]
         self.lengths = [self.lengths[row] for row in rows]
         self.lengths_B, self.last_B1 = self.lengths_B[index], self.last_B1[index]

@@ -50,7 +50,9 @@ class GenerationOutput:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types. "logprobs" is there if they were asked for."""
-        scored = {} if self.logprobs is None else {"logprobs": [row_to_dicts(row) for row in self.logprobs]}
+        scored = {}
+        if self.logprobs is not None:
+            scored["logprobs"] = [[logprob.to_dict() for logprob in row] for row in self.logprobs]
         return {
             "texts": self.texts,
             "tokens": self.tokens,
@@ -58,10 +60,6 @@ class GenerationOutput:
             **scored,
             "stats": self.stats.to_dict(),
         }
-
-
-def row_to_dicts(logprobs: list[TokenLogprob]) -> list[dict[str, Any]]:
-    return [logprob.to_dict() for logprob in logprobs]
 
 
 def text_of(row: Row, tokenizer: Tokenizer) -> str:

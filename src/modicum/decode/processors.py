@@ -62,8 +62,8 @@ class PrefixProcessors:
         Args:
             scores_BNV: what the model and the repetition penalty say behind the last N of the prefixes 0 ... C.
             tokens_BM: prompt and text of each row, `lengths[b]` of them.
-            drafted_BC: what was drafted to follow. Row b's first `longest[b]` are real, and a row whose prefixes
-                all have more than that stays as it is.
+            drafted_BC: what was drafted to follow.
+            longest: per row, how many drafted tokens its longest prefix may have; what is drafted behind is padding.
 
         Behind those scores are all -inf: a mistake only if the text really gets there. The second result is NEVER for a
         row that did not get stuck. Scores of prefixes that cannot come stay as they are.
@@ -76,7 +76,8 @@ class PrefixProcessors:
             if not processors or longest[row] < first or not self.ends[row].isdisjoint(drafted[row][:first]):
                 continue
             ids_1L = torch.cat([tokens_BM[row, : lengths[row]], drafted_BC[row]])[None]
-            for n in range(first, longest[row] + 1):
+            end = min(longest[row], C)
+            for n in range(first, end + 1):
                 scores_1V = scores_BNV[row, n - first].clone()[None]
                 for processor in processors:
                     scores_1V = processor(ids_1L[:, : lengths[row] + n], scores_1V)
@@ -86,7 +87,7 @@ class PrefixProcessors:
                 if bool(impossible_V.all()):
                     stuck[row] = n
                     break
-                if n < longest[row] and (drafted[row][n] in self.ends[row] or bool(impossible_V[drafted[row][n]])):
+                if n < end and (drafted[row][n] in self.ends[row] or bool(impossible_V[drafted[row][n]])):
                     break
         return processed_BNV, stuck
 

@@ -70,14 +70,17 @@ def judge(batch: Batch, logits_BNV: Tensor, draft: Draft, noise_BNP: Tensor | No
     if batch.processors is not None:
         logits_BNV, stuck = batch.process(logits_BNV, seen_BNV, draft.tokens_BC, counts)
         counts, seen_BNV = [min(pair) for pair in zip(counts, stuck, strict=True)], None
-    drafted_B = torch.tensor(counts, device=batch.device)
+    drafted_B = batch.counts(counts)
     if noise_BNP is None:
         sampler = batch.sampler
         target_BN = sampler.greedy(logits_BNV, seen_BNV) if sampler.penalised else greedy(logits_BNV)
         accepted = accept_greedy(target_BN, draft.tokens_BC, drafted_B)
-        # What stands behind a rejected token is no part of the text, whatever its logits.
-        numbers_BN = (logits_BNV.gather(-1, target_BN[..., None])[..., 0] > -torch.inf).long().cumprod(1)
-        numbers_B = numbers_BN.gather(1, accepted.n_accepted_B[:, None])[:, 0].bool()
+        numbers_BN = logits_BNV.gather(-1, target_BN[..., None])[..., 0] > -torch.inf
+        if batch.processors is not None:
+            # They may rule everything out behind a draft that is rejected before: that is no part of the text.
+            at_N = torch.arange(target_BN.shape[1], device=batch.device)
+            numbers_BN |= at_N > accepted.n_accepted_B[:, None]
+        numbers_B = numbers_BN.all(1)
         return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
     probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
     return accept(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])

@@ -56,7 +56,8 @@ class ModelDrafter:
         for offset in range(max(counts)):
             if offset:
                 logits_BV = batch.clock.call("draft", self.model, tokens[-1][:, None], cache=self.cache)[:, -1]
-                self._commit([1] * len(counts))
+                self.read = [read + 1 for read in self.read]
+                self.cache.commit(1, self.read)
                 calls += 1
             logits_BV, seen_BV = self._fit(logits_BV, batch.vocab_size), self._seen(batch, tokens)
             if batch.processors is not None:
@@ -66,6 +67,8 @@ class ModelDrafter:
                 counts = [min(pair) for pair in zip(counts, stuck, strict=True)]
                 if max(counts) <= offset:
                     break
+                for row in (row for row, at in enumerate(stuck) if at == offset):
+                    scores_B1V[row, 0] = logits_BV[row]  # to draw from beside rows that go on
                 logits_BV, seen_BV = scores_B1V[:, 0], None
             token_B, probs_BV = self._draw(batch, logits_BV, seen_BV, noise_BNP, offset)
             tokens.append(token_B)
@@ -116,7 +119,7 @@ class ModelDrafter:
         """The draft's logits over the target's vocabulary: its own padding cut off, what it lacks impossible."""
         missing = vocab_size - logits_BV.shape[-1]
         if missing <= 0:
-            return logits_BV[:, :vocab_size]
+            return logits_BV[:, :vocab_size] if missing else logits_BV
         return torch.nn.functional.pad(logits_BV, (0, missing), value=-torch.inf)
 
     @staticmethod
