@@ -23,8 +23,10 @@ from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
 from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
+from modicum.decode.logprobs import TokenLogprob, check_logprobs
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
+from modicum.decode.processors import processors_per_prompt
 from modicum.decode.prompts import (
     beginning,
     encode_prompts,
@@ -54,6 +56,7 @@ from modicum.vivit.model import Vivit
 
 __all__ = [
     "TokenEvent",
+    "TokenLogprob",
     "classify",
     "convert_to_gqa",
     "generate",
@@ -210,6 +213,7 @@ def generate(
     ignore_eos: bool = False,
     verification: str = "token",
     logprobs: int = 0,
+    logits_processors: Any = None,
     on_token: OnToken | None = None,
     k_invariant: bool = False,
     bit_exact: bool = False,
@@ -231,6 +235,14 @@ def generate(
         ignore_eos: treat EOS as an ordinary token.
         verification: "token", the rule of 2302.01318, or "block" (2403.10444): also exact, and as many tokens per call or
             more.
+        logprobs: n >= 1 returns the log-probability of every new token and of the n most probable ones in its place, as
+            `out.logprobs[i]`, a `TokenLogprob` per token of prompt i; 0 none. They are of the target's own distribution,
+            before everything that the caller adds to it, and a draft does not change them: `TokenLogprob` says why.
+        logits_processors: functions of (ids [1, L], scores [1, V]) that return scores, such as the `LogitsProcessor`s of
+            `transformers`: one, a list of them, or one list (or None) per prompt. They come where `transformers` has a
+            caller's own, between repetition penalty and temperature, and see one text at a time, without padding. With a
+            draft they are asked about every drafted prefix, by draft and target alike, so the answer may depend on
+            nothing but the ids and scores given: one that counts its calls or remembers the last text is wrong here.
         on_token: called with a `TokenEvent` for every token as it is kept.
         k_invariant: the same seed gives the same text for every K, up to rounding: a call with other rows can round
             otherwise. A sampled row then drafts one token more per loop.
@@ -241,7 +253,7 @@ def generate(
     Raises:
         UsageError: an argument that cannot be honoured, an empty prompt, one longer than the context, a draft with
             another tokenizer.
-        GenerationError: the model returned NaN.
+        GenerationError: the model returned NaN, or logits processors ruled every token out.
     """
     began = perf_counter()
     if isinstance(target, Vivit):
@@ -250,8 +262,7 @@ def generate(
         raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
     if verification not in VERIFICATIONS:
         raise UsageError(f"verification `{verification}` is not known: use {' or '.join(map(repr, VERIFICATIONS))}")
-    if logprobs:
-        raise UsageError(f"logprobs={logprobs} cannot be returned: leave it at 0")
+    check_logprobs(logprobs, vocabulary(target))
     ids = encode_prompts(target, prompts)
     drafter = make_drafter(draft, num_draft_tokens)
     max_rows = None if drafter is None else drafter.max_rows
@@ -278,6 +289,7 @@ def generate(
     settings = {name: per_prompt(name, value, len(ids)) for name, value in spread.items()}
     limits = per_prompt("max_new_tokens", max_new_tokens, len(ids))
     keys = stream_keys(seed, len(ids))
+    processors = processors_per_prompt(logits_processors, len(ids))
     requests = [
         Request(
             index=index,
@@ -288,6 +300,7 @@ def generate(
             max_total=limit_of(target, index, prompt, limits[index]),
             eos_ids=frozenset() if ignore_eos else target.eos_ids,
             stops=stops,
+            processors=processors[index],
         )
         for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
@@ -299,6 +312,7 @@ def generate(
             drafter = ModelDrafter(exact_view(drafter.model))
     rows: list[Row] = []
     by_part: dict[str, float] = {}
+    in_models: dict[str, float] = {}
     with torch.inference_mode():
         for group in form_batches(requests, target, max_rows):
             batch = Batch(
@@ -307,6 +321,7 @@ def generate(
                 device=target.device,
                 tokenizer=tokenizer,
                 on_token=on_token,
+                logprobs=logprobs,
             )
             engine: Engine = (
                 PlainEngine(target)
@@ -315,8 +330,9 @@ def generate(
             )
             rows += run(batch, engine)
             add_seconds(by_part, batch.seconds)
+            add_seconds(in_models, batch.model_seconds)
     rows.sort(key=lambda row: row.request.index)
-    return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part)
+    return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part, in_models, bool(logprobs))
 
 
 def classify(
