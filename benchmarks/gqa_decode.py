@@ -14,7 +14,6 @@ keys or values: the peak of what it allocates is measured, and the run ends with
 import argparse
 import math
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -36,6 +35,7 @@ from modicum.core.attend import sdpa, visibility
 from modicum.core.attention import Attention, AttentionConfig
 from modicum.core.cache import KVCache
 from modicum.lm.decoder import Decoder
+from modicum.report.machine import machine
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines on stderr
 
@@ -253,23 +253,12 @@ def new_pool(options: argparse.Namespace, batch: int, device: str) -> Tensor:
     return block.repeat(-(-(cached + weights) // len(block)))
 
 
-def hardware(device: str) -> str:
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    load = os.getloadavg()[0]
-    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, load {load:.1f} at the start"
-
-
 @torch.inference_mode()
 def report(options: argparse.Namespace) -> Iterator[str]:
     """The markdown of a whole run, line by line."""
     yield f"# Grouped queries in decoding, {options.device.upper()}, {date.today()}"
     yield ""
-    yield hardware(options.device) + "."
+    yield machine(options.device) + "."
     yield f"{options.heads} query heads of {options.head_dim}, {options.dtype}."
     yield f"New tokens per row: {options.tokens}, behind {options.context:,}."
     yield ""

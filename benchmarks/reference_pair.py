@@ -7,10 +7,8 @@ stream, which is its best case. Acceptance is measured on continuations of 128 t
 """
 
 import argparse
-import json
 import lzma
 import math
-import sysconfig
 from pathlib import Path
 
 import torch
@@ -18,12 +16,7 @@ import torch
 import modicum
 from modicum import resources
 from modicum.train.evaluate import quality
-
-
-def held_out_files(folder: Path) -> list[bytes]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names = json.loads((folder / "training.json").read_text())["held_out"]
-    return [(root / name).read_bytes() for name in names if (root / name).is_file()]
+from modicum.train.text import held_out_texts
 
 
 def nats(model, text: str, window: int = 512) -> tuple[float, int]:
@@ -41,15 +34,16 @@ def main() -> None:
     options = parser.parse_args()
     presets = resources.model_presets()
     target, draft = (modicum.load(name, dtype="float32") for name in (options.target, options.draft))
-    files = held_out_files(Path(presets.get(options.target, options.target)))
-    n_bytes = sum(map(len, files))
-    xz = len(lzma.compress(b"".join(files), preset=9 | lzma.PRESET_EXTREME)) * 8 / n_bytes
-    print(f"{len(files)} held-out files, {n_bytes:,} bytes; xz -9e: {xz:.3f} bits/byte")
+    texts = held_out_texts(Path(presets.get(options.target, options.target)))
+    whole = "".join(texts).encode()
+    n_bytes = len(whole)
+    xz = len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)) * 8 / n_bytes
+    print(f"{len(texts)} held-out files, {n_bytes:,} bytes; xz -9e: {xz:.3f} bits/byte")
     for name, model in (("target", target), ("draft", draft)):
-        sums = [nats(model, text.decode()) for text in files]
+        sums = [nats(model, text) for text in texts]
         total, count = (sum(values) for values in zip(*sums, strict=True))
         print(f"{name}: {total / count:.4f} nats/token, {total / math.log(2) / n_bytes:.3f} bits/byte")
-    prompts = [target.tokenizer.encode(text.decode())[100:200] for text in files]
+    prompts = [target.tokenizer.encode(text)[100:200] for text in texts]
     prompts = [prompt for prompt in prompts if len(prompt) == 100][: options.prompts]
     for temperature in (0, 0.8, 1.0):
         out = modicum.generate(

@@ -1,30 +1,38 @@
-"""modicum against `transformers`, side by side in one process: plain and speculative decoding, greedy, batch 1.
+"""modicum against `transformers`, side by side in one process, plain and speculative; and against the machine's limits.
 
     python benchmarks/text_cpu.py                                  the reference pair that ships with modicum
     python benchmarks/text_cpu.py --target FOLDER --draft FOLDER   another pair
-    python benchmarks/text_cpu.py --large                          a random Llama of 0.2B with its n-gram drafter: cost only
+    python benchmarks/text_cpu.py --large                          a random Llama of 0.2B: cost only, and how near its limits
+    python benchmarks/text_cpu.py --auto                           K chosen by cost, over code, prose and random tokens
+    python benchmarks/text_cpu.py --batches                        8 prompts at once against one
 
 Every round runs each system once, in an order that rotates, so that a slow minute of the machine meets all of them.
 Reported are medians over the rounds and ratios of medians. Nothing else should run meanwhile.
+
+eta is measured tokens per second, prompt reading apart, over the limit: one read of the weights per call, at the bandwidth
+that this machine is seen to have, and the same tokens per call. The random model's drafts are synthetic: its own greedy
+text, every token wrong with a given probability, at no cost.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import modicum
 from modicum import resources
 from modicum.config import DecoderConfig, RopeConfig
-from modicum.decode.stats import GenerationStats
+from modicum.decode.batch import Batch
 from modicum.lm.decoder import Decoder
+from modicum.report.machine import machine
+from modicum.speculative.drafters.base import Draft
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -137,11 +145,155 @@ def report(runs: dict[str, Callable[[], object]], times: dict[str, list[float]])
             print(f"{name}: {stats.tokens_per_target_call:.2f} tokens per target call, share of the time: {shares}")
 
 
-def efficiency(model: Decoder, stats: GenerationStats, ms_per_token: float, speed: float) -> float:
-    """eta of plain or n-gram decoding: measured tokens/s over the bandwidth's limit, weights read once per call."""
-    n_bytes = sum(p.numel() for name, p in model.dense_state().items() if name != "embed.weight")
-    n_bytes *= model.embed.weight.element_size()
-    return n_bytes / speed / stats.tokens_per_target_call / (ms_per_token / 1e3)
+class SyntheticDrafter:
+    """Proposes each row's known continuation, every token wrong with probability 1 - `acceptance`."""
+
+    max_rows: int | None = None
+
+    def __init__(self, texts: list[list[int]], acceptance: float) -> None:
+        self.texts, self.acceptance = texts, acceptance
+
+    def check(self, target: Any) -> None:
+        """It knows what comes, whatever the target."""
+
+    def start(self, batch: Batch, capacity: int) -> None:
+        self.coins = torch.Generator().manual_seed(0)
+
+    def propose(self, batch: Batch, allowed: list[int], noise_BNP: Any) -> Draft:
+        width = max(allowed)
+        right = (torch.rand(len(allowed), width, generator=self.coins) < self.acceptance).tolist()
+        proposed = []
+        for row, keeps in zip(batch.rows, right, strict=True):
+            ahead = self.texts[row.request.index][len(row.tokens) :][:width]
+            ahead += [0] * (width - len(ahead))
+            proposed.append([token if keep else (token + 1) % 1000 for token, keep in zip(ahead, keeps, strict=True)])
+        return Draft(torch.tensor(proposed).view(len(allowed), width), None, list(allowed), 0)
+
+    def keep(self, rows: list[int], lengths: list[int]) -> None:
+        """Rows are found by their index."""
+
+
+def bytes_per_call(model: Decoder) -> int:
+    """What a call reads of the weights: all but the table of embeddings."""
+    state = {name: p for name, p in model.dense_state().items() if name != "embed.weight"}
+    return sum(p.numel() * p.element_size() for p in state.values())
+
+
+def decoding_seconds(stats: Any) -> float:
+    return stats.seconds - stats.seconds_by_part["prefill"]
+
+
+def rows_of_a_call(model: Decoder, counts: list[int], rounds: int) -> dict[int, float]:
+    """Milliseconds of one call with so many tokens behind a text of 100, in turns."""
+    times: dict[int, list[float]] = {count: [] for count in counts}
+    with torch.inference_mode():
+        cache = model.new_cache(1, 100 + max(counts))
+        model(torch.arange(100)[None], cache=cache)
+        cache.commit(100, [100])
+        for turn in range(20 * rounds):
+            for count in counts:
+                ids = torch.arange(count)[None]
+                began = time.perf_counter()
+                model(ids, cache=cache)
+                if turn:
+                    times[count].append((time.perf_counter() - began) * 1e3)
+    return {count: statistics.median(values) for count, values in times.items()}
+
+
+def limits(options: argparse.Namespace) -> None:
+    """The random model: rows of a call, plain decoding and synthetic drafts against the bandwidth's limit."""
+    model = modicum.load(options.target, dtype=options.dtype).for_inference()
+    counts = [1, 2, 3, 5, 9, 17]
+    cost = rows_of_a_call(model, counts, options.rounds)
+    shown = "  ".join(f"{count}: {cost[count]:.2f} ms ({cost[count] / cost[1]:.2f})" for count in counts)
+    print(f"rows of a call, and times one row's: {shown}")
+    speed = bandwidth()
+    bound = bytes_per_call(model) / speed
+    print(
+        f"a call reads {bytes_per_call(model) / 1e6:.0f} MB; at {speed / 1e9:.1f} GB/s that takes {bound * 1e3:.2f} ms"
+    )
+    prompt = list(range(100, 140)) * 2
+    exact = {"max_new_tokens": options.tokens, "temperature": 0, "ignore_eos": True}
+    text = prompt + modicum.generate(model, [prompt], **exact).tokens[0]
+    systems: dict[str, dict[str, Any]] = {"plain": {}}
+    for acceptance in (0.6, 0.75, 0.9):
+        drafter = SyntheticDrafter([text], acceptance)
+        for k in (options.k, 2 * options.k):
+            systems[f"synthetic {acceptance}, K={k}"] = {"draft": drafter, "num_draft_tokens": k}
+    found: dict[str, list[Any]] = {name: [] for name in systems}
+    for _ in range(options.rounds):
+        for name, settings in systems.items():
+            found[name].append(modicum.generate(model, [prompt], **settings, **exact).stats)
+    plain = statistics.median(decoding_seconds(stats) for stats in found["plain"])
+    print(f"{'':<24} {'ms/token':>9} {'x plain':>8} {'tokens/call':>12} {'eta':>6} {'besides models':>15}")
+    for name, runs in found.items():
+        seconds = statistics.median(map(decoding_seconds, runs))
+        calls = runs[0].target_calls
+        share = statistics.median(besides_models(stats) for stats in runs)
+        print(
+            f"{name:<24} {seconds / options.tokens * 1e3:9.2f} {plain / seconds:8.2f} {options.tokens / calls:12.2f} "
+            f"{bound * calls / seconds:6.2f} {share:15.1%}"
+        )
+
+
+def besides_models(stats: Any) -> float:
+    """The share of the loops that no model call took."""
+    inside = sum(stats.seconds_by_part.get(part, 0.0) for part in ("draft", "verify"))
+    return 1 - inside / decoding_seconds(stats)
+
+
+PROSE = """The river had been falling for a week, and the boats that had come up with the flood lay tilted on the mud below
+the town. Nobody spoke of moving them. In the mornings"""
+
+
+def chosen(options: argparse.Namespace) -> None:
+    """K chosen by cost against plain and the given K, text by text: `auto` should nowhere be slower than plain."""
+    target = modicum.load(options.target, dtype=options.dtype)
+    drafts = {"draft": modicum.load(options.draft, dtype=options.dtype), "ngram": "ngram"}
+    random = torch.randint(target.config.vocab_size, (80,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompts = {"code": target.tokenizer.encode(PROMPT), "prose": target.tokenizer.encode(PROSE), "random": random}
+    print(f"{'':<34} {'ms/token':>9} {'x plain':>8} {'mean K':>7}")
+    for temperature in (0.0, 1.0):
+        for kind, prompt in prompts.items():
+            runs: dict[str, Callable[[], Any]] = {}
+            exact = {"max_new_tokens": options.tokens, "temperature": temperature, "ignore_eos": True, "seed": 0}
+            for name in (None, *drafts):
+                for k in (options.k,) if name is None else (options.k, "auto"):
+                    drafting = {} if name is None else {"draft": drafts[name], "num_draft_tokens": k}
+                    label = "plain" if name is None else f"{name} K={k}"
+
+                    def run(prompt: Any = prompt, settings: Any = exact | drafting) -> Any:
+                        return modicum.generate(target, [prompt], **settings)
+
+                    runs[label] = run
+            times = measure(runs, options.tokens, options.rounds)
+            plain = statistics.median(times["plain"])
+            for label, values in times.items():
+                median, stats = statistics.median(values), runs[label]().stats
+                drafted = (stats.accepted + stats.rejected) / stats.target_calls
+                case = f"{kind}, T {temperature:g}, {label}"
+                print(f"{case:<34} {median:9.3f} {plain / median:8.2f} {drafted:7.2f}")
+
+
+def batches(options: argparse.Namespace) -> None:
+    """Tokens per second of one prompt and of eight, plain and with a draft."""
+    target, draft = (modicum.load(name, dtype=options.dtype) for name in (options.target, options.draft))
+    text = target.tokenizer.encode(PROMPT)
+    prompts = [text[: len(text) - shift] for shift in range(8)]
+    exact = {"max_new_tokens": options.tokens, "temperature": 0, "ignore_eos": True}
+    runs: dict[str, Callable[[], Any]] = {}
+    for count in (1, 8):
+        own = prompts[:count]
+        runs[f"plain, batch {count}"] = lambda own=own: modicum.generate(target, own, **exact)
+        runs[f"K={options.k}, batch {count}"] = lambda own=own: modicum.generate(
+            target, own, draft=draft, num_draft_tokens=options.k, **exact
+        )
+    times = measure(runs, options.tokens, options.rounds)
+    print(f"{'':<20} {'tokens/s':>9} {'x batch 1':>10}")
+    for name in times:
+        kind, _, count = name.rpartition(" ")
+        rate, single = (int(n) / statistics.median(times[f"{kind} {n}"]) * 1e3 for n in (count, "1"))
+        print(f"{name:<20} {rate:9.0f} {rate / single:10.2f}")
 
 
 def main() -> None:
@@ -149,26 +301,25 @@ def main() -> None:
     parser.add_argument("--target", default="modicum-code-target")
     parser.add_argument("--draft", default="modicum-code-draft")
     parser.add_argument("--large", action="store_true", help="the random 0.2B model instead of a pair")
+    parser.add_argument("--auto", action="store_true", help="K chosen by cost")
+    parser.add_argument("--batches", action="store_true", help="8 prompts at once")
     parser.add_argument("-k", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(machine())
+    if options.auto or options.batches:
+        (chosen if options.auto else batches)(options)
+        return
     with tempfile.TemporaryDirectory() as folder:
         if options.large:
             make_large(Path(folder) / "large")
             options.target, options.draft = str(Path(folder) / "large"), None
         runs = systems(options.target, options.draft, options.k, options.tokens, options.dtype)
-        times = measure(runs, options.tokens, options.rounds)
-        report(runs, times)
+        report(runs, measure(runs, options.tokens, options.rounds))
         if options.large:
-            speed = bandwidth()
-            model = modicum.load(options.target)
-            for name in ("modicum plain", f"modicum ngram K={options.k}"):
-                stats = runs[name]().stats  # type: ignore[attr-defined]
-                eta = efficiency(model, stats, statistics.median(times[name]), speed)
-                print(f"{name}: eta {eta:.2f} of one read of the weights per call at {speed / 1e9:.1f} GB/s")
+            limits(options)
 
 
 if __name__ == "__main__":

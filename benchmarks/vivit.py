@@ -9,7 +9,6 @@ process of its own.
 """
 
 import argparse
-import platform
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ import torch
 import modicum
 from modicum import vivit
 from modicum.core.linear import PackedLinear
+from modicum.report.machine import machine
 from modicum.vivit.flops import cost
 
 VARIANTS = ("spacetime", "factorized_encoder", "factorized_self_attention", "factorized_dot_product")
@@ -105,8 +105,8 @@ def main() -> None:
     medians = {key: statistics.median(values) for key, values in times.items()}
     peak = PRODUCT**3 / min(medians.pop("plain product"), medians.pop("packed product")) / 1e9
     shape = f"{options.frames}x{options.image}x{options.image}"
-    print(f"vivit-{options.size}/16x2, {shape}, {options.dtype}, {torch.get_num_threads()} threads")
-    print(f"torch {torch.__version__}, {platform.processor() or platform.machine()}, a large product {peak:.0f} GMAC/s")
+    print(f"vivit-{options.size}/16x2, {shape}, {options.dtype}")
+    print(f"{machine()}; a large product {peak:.0f} GMAC/s")
     print(f"{'':<28}{'seconds':>9}{'to Model 1':>12}{'paper':>8}{'GMAC':>8}{'of peak':>9}{'GB':>7}")
     for key, took in medians.items():
         gmacs = cost(configs[key]).gmacs

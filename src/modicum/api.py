@@ -21,9 +21,12 @@ from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
+from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
+from modicum.decode.logprobs import TokenLogprob, check_logprobs
 from modicum.decode.loop import PlainEngine, run
 from modicum.decode.output import GenerationOutput
+from modicum.decode.processors import processors_per_prompt
 from modicum.decode.prompts import (
     beginning,
     encode_prompts,
@@ -43,12 +46,18 @@ from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
 from modicum.speculative.auto import make_engine
 from modicum.speculative.drafters.base import Drafter
+from modicum.speculative.drafters.early_exit import EarlyExitDrafter
+from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
+from modicum.speculative.drafters.trained import TrainedDrafter
+from modicum.speculative.invariant import check_invariant
+from modicum.speculative.loop import VERIFICATIONS
 from modicum.vivit.model import Vivit
 
 __all__ = [
     "TokenEvent",
+    "TokenLogprob",
     "classify",
     "convert_to_gqa",
     "generate",
@@ -69,7 +78,7 @@ def load(
     """A model in evaluation mode, with `.config`.
 
     A language model has a `.tokenizer` (None if its folder has no tokenizer files), a video classifier `.labels`, one
-    name per class (None if its config.json has none).
+    name per class (None if its config.json has none). A drafter that `modicum train` made is what `draft` takes.
 
     Args:
         path_or_hub_id: a name of a model that ships with modicum, a local folder, or a Hugging Face hub id.
@@ -84,6 +93,8 @@ def load(
     folder = preset or resolve(path_or_hub_id if isinstance(path_or_hub_id, Path) else str(path_or_hub_id))
     checkpoint = read_checkpoint(folder)
     device = pick_device(device)
+    if is_drafter(checkpoint.config):
+        return build_drafter(checkpoint, device, pick_dtype(dtype, checkpoint))
     try:
         config = read_config(checkpoint.config)
     except UnknownFamilyError as unknown:
@@ -106,6 +117,9 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
     Raises:
         CheckpointError: `path` holds something already and `overwrite` is not set, or cannot be written.
     """
+    if isinstance(model, TrainedDrafter):
+        write_checkpoint(drafter_checkpoint(model), Path(path), overwrite=overwrite)
+        return
     if not isinstance(model, LanguageModel | Vivit):
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
@@ -200,14 +214,18 @@ def generate(
     ignore_eos: bool = False,
     verification: str = "token",
     logprobs: int = 0,
+    logits_processors: Any = None,
     on_token: OnToken | None = None,
+    k_invariant: bool = False,
+    bit_exact: bool = False,
 ) -> GenerationOutput:
     """Continue prompts, with a draft by speculative sampling (2302.01318): the same distribution, in fewer target calls.
 
     Args:
         target: a model from `load`. A T5 reads each prompt and writes a text about it; the others continue it.
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
-        draft: a model with the same tokenizer, a `Drafter`, "ngram" (prompt lookup), or None for plain decoding.
+        draft: a model with the same tokenizer, a trained drafter from `load`, any other `Drafter`, "ngram" (prompt lookup),
+            "self:LAYERS" (the target's own first layers), or None for plain decoding.
         num_draft_tokens: K of the paper: tokens proposed per target call. "auto" chooses it for every call by what calls
             cost on this machine, measured for a moment the first time, and by running acceptance; 0 is plain decoding.
             The distribution is the same, but as times decide K, the same seed need not give the same text.
@@ -218,25 +236,43 @@ def generate(
             each its own: s is (s, 0), and a pair names any stream.
         stop: strings that end a text; they are cut from it, the tokens keep the one that completed it.
         ignore_eos: treat EOS as an ordinary token.
+        verification: "token", the rule of 2302.01318, or "block" (2403.10444): also exact, and as many tokens per call or
+            more.
+        logprobs: n >= 1 returns the log-probability of every new token and of the n most probable ones in its place, as
+            `out.logprobs[i]`, a `TokenLogprob` per token of prompt i; 0 none. They are of the target's own distribution,
+            before everything that the caller adds to it, and a draft does not change them: `TokenLogprob` says why.
+        logits_processors: functions of (ids [1, L], scores [1, V]) that return scores, such as the `LogitsProcessor`s of
+            `transformers`: one, a list of them, or one list (or None) per prompt. They come where `transformers` has a
+            caller's own, between repetition penalty and temperature, and see one text at a time, without padding. With a
+            draft they are asked about every drafted prefix, by draft and target alike, so the answer may depend on
+            nothing but the ids and scores given: one that counts its calls or remembers the last text is wrong here.
         on_token: called with a `TokenEvent` for every token as it is kept.
+        k_invariant: the same seed gives the same text for every K, up to rounding: a call with other rows can round
+            otherwise. A sampled row then drafts one token more per loop.
+        bit_exact: logits that do not depend, to the last bit, on what else is scored with them: greedy text is then the
+            same with any draft and without. Prompts are written one at a time, and K is at most 63. It makes
+            `k_invariant` exact to the bit as well.
 
     Raises:
         UsageError: an argument that cannot be honoured, an empty prompt, one longer than the context, a draft with
             another tokenizer.
-        GenerationError: the model returned NaN.
+        GenerationError: the model returned NaN, or logits processors ruled every token out.
     """
     began = perf_counter()
     if isinstance(target, Vivit):
         raise UsageError("the target is a video classifier and writes no text: give a language model")
-    if verification != "token":
-        raise UsageError(f"verification `{verification}` is not known: use `token`, the rule of 2302.01318")
-    if logprobs:
-        raise UsageError(f"logprobs={logprobs} cannot be returned: leave it at 0")
+    if isinstance(target, TrainedDrafter):
+        raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
+    if verification not in VERIFICATIONS:
+        raise UsageError(f"verification `{verification}` is not known: use {' or '.join(map(repr, VERIFICATIONS))}")
+    check_logprobs(logprobs, vocabulary(target))
     ids = encode_prompts(target, prompts)
     drafter = make_drafter(draft, num_draft_tokens)
     max_rows = None if drafter is None else drafter.max_rows
     if drafter is not None:
         drafter.check(target)
+        if k_invariant:
+            check_invariant(drafter, num_draft_tokens, verification)
         if not target.ragged:
             target.check_speculation()
             max_rows = 1
@@ -256,6 +292,7 @@ def generate(
     settings = {name: per_prompt(name, value, len(ids)) for name, value in spread.items()}
     limits = per_prompt("max_new_tokens", max_new_tokens, len(ids))
     keys = stream_keys(seed, len(ids))
+    processors = processors_per_prompt(logits_processors, len(ids))
     requests = [
         Request(
             index=index,
@@ -266,26 +303,39 @@ def generate(
             max_total=limit_of(target, index, prompt, limits[index]),
             eos_ids=frozenset() if ignore_eos else target.eos_ids,
             stops=stops,
+            processors=processors[index],
         )
         for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
     ]
     target.for_inference()
-    new_engine = (lambda: PlainEngine(target)) if drafter is None else make_engine(target, drafter, num_draft_tokens)
+    if bit_exact:
+        max_rows, target = 1, exact_view(target)
+        check_width(num_draft_tokens if drafter is not None else 0)
+        if k_invariant and isinstance(drafter, ModelDrafter):
+            drafter = ModelDrafter(exact_view(drafter.model))
+    if drafter is None:
+        new_engine: Any = lambda *_: PlainEngine(target)  # noqa: E731
+    else:
+        new_engine = make_engine(target, drafter, num_draft_tokens, verification=verification, k_invariant=k_invariant)
     rows: list[Row] = []
     by_part: dict[str, float] = {}
+    in_models: dict[str, float] = {}
     with torch.inference_mode():
         for group in form_batches(requests, target, max_rows):
+            engine = new_engine(len(group), by_part)
             batch = Batch(
                 group,
                 vocab_size=vocabulary(target),
                 device=target.device,
                 tokenizer=tokenizer,
                 on_token=on_token,
+                logprobs=logprobs,
             )
-            rows += run(batch, new_engine())
+            rows += run(batch, engine)
             add_seconds(by_part, batch.seconds)
+            add_seconds(in_models, batch.model_seconds)
     rows.sort(key=lambda row: row.request.index)
-    return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part)
+    return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part, in_models, bool(logprobs))
 
 
 def classify(
@@ -344,10 +394,31 @@ def make_drafter(draft: Any, num_draft_tokens: int | str) -> Drafter | None:
             "for plain decoding leave the draft out"
         )
     if isinstance(draft, str):
-        if draft != "ngram":
-            raise UsageError(f"draft `{draft}` is not a drafter's name: use `ngram`, or a model from `modicum.load`")
-        return NgramDrafter()
+        return named_drafter(draft)
     if hasattr(draft, "propose"):
         return draft
     draft.for_inference()
     return ModelDrafter(draft)
+
+
+def is_named_drafter(name: str) -> bool:
+    """Whether `named_drafter` knows what to do with a name, which else is a model's."""
+    return name == "ngram" or name.startswith("self:")
+
+
+def named_drafter(name: str) -> Drafter:
+    """A drafter that is no model: "ngram", or "self:LAYERS".
+
+    Raises:
+        UsageError: neither of them.
+    """
+    if name == "ngram":
+        return NgramDrafter()
+    kind, _, layers = name.partition(":")
+    if kind == "self":
+        if not layers.isdecimal():
+            raise UsageError(f"draft `{name}` names no number of layers: write self:LAYERS, such as self:2")
+        return EarlyExitDrafter(int(layers))
+    raise UsageError(
+        f"draft `{name}` is not a drafter's name: use `ngram`, `self:LAYERS`, or what `modicum.load` makes of a folder"
+    )

@@ -446,3 +446,26 @@ def test_a_seed_gives_the_same_text_from_a_file_and_alone(monkeypatch, capsys, b
     alone = ["--prompt", "def f0", "--seed", "5", "--max-new-tokens", "7", "--ignore-eos", "--json"]
     _, text, _ = call(monkeypatch, capsys, "generate", folders / "target", *alone)
     assert results(out)[0]["tokens"] == json.loads(text)["tokens"][0]
+
+
+def test_logprobs_in_json_and_in_every_line(monkeypatch, capsys, folders, batch):
+    arguments, out = batch
+    model = modicum.load(folders / "target")
+    settings = {"max_new_tokens": 7, "ignore_eos": True, "logprobs": 2}
+    assert call(monkeypatch, capsys, *arguments, "--logprobs", "2", "--draft", folders / "draft")[0] == 0
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    for line in lines:
+        assert [item["token"] for item in line["logprobs"]] == line["tokens"]
+        assert {len(item["top"]) for item in line["logprobs"]} == {2}
+        assert line["stats"]["model_seconds"].keys() == {"target", "draft"}
+        assert 0 < line["stats"]["non_model_share"] < 1
+        assert line["stats"]["seconds_per_token"].keys() == {"mean", "p50", "p90", "p99"}
+    single = ["--prompt", "def f1", "--temperature", "0", "--max-new-tokens", "7", "--ignore-eos"]
+    code, printed, _ = call(monkeypatch, capsys, "generate", folders / "target", *single, "--json", "--logprobs", "2")
+    expected = modicum.generate(model, "def f1", temperature=0, **settings)
+    assert code == 0
+    assert json.loads(printed)["logprobs"] == expected.to_dict()["logprobs"]
+    code, _, err = call(monkeypatch, capsys, "generate", folders / "target", *single, "--logprobs", "2")
+    assert (code, "--logprobs needs a place to go: add --json, or use --prompts" in err) == (2, True)
+    code, _, err = call(monkeypatch, capsys, "generate", folders / "target", *single, "--json", "--logprobs", "-1")
+    assert (code, "logprobs is -1: give 0 for none" in err) == (2, True)

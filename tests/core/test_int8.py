@@ -137,6 +137,18 @@ def test_greedy_identity_within_the_same_int8_model(form, k):
     assert out.stats.acceptance_rate == 1
 
 
+@pytest.mark.parametrize("form", sorted(FORMS))
+def test_bit_exact_on_int8_weights(form):
+    """Integer sums need no fixed shapes, and what is around them has them."""
+    target, given = tiny(), prompts([5, 17])
+    draft = perturbed(target, 5, 0.05)
+    target.for_inference(weights=form)
+    settings = {"temperature": 0, "max_new_tokens": 40, "bit_exact": True, "logprobs": 1}
+    plain = modicum.generate(target, given, **settings)
+    drafted = modicum.generate(target, given, draft=draft, num_draft_tokens=3, **settings)
+    assert (plain.tokens, plain.logprobs) == (drafted.tokens, drafted.logprobs)
+
+
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.02), ("int8-dynamic", 0.06)])
 def test_the_shipped_target_hardly_changes(form, most):
     text = "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n"
@@ -162,7 +174,7 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="packed for inference already, not as int8-dynamic"):
         model.for_inference(weights="int8-dynamic")
     with pytest.raises(UsageError, match="this model is on meta"):
-        tiny().to("meta").for_inference(weights="int8")
+        Int8Linear(torch.empty(3, 5, device="meta"), None)
     with pytest.raises(UsageError, match="for families with native code, not for `mamba`"):
         HFAdapter.for_inference(SimpleNamespace(config=SimpleNamespace(family="mamba")), weights="int8")
     monkeypatch.setattr(int8, "exact_products", lambda: False)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from modicum.decode.random import GOLDEN, MASK, Purpose, mix, mix_tensor, signed, stream_key, uniforms
+from modicum.decode.random import GOLDEN, MASK, Purpose, UniformsAhead, mix, mix_tensor, signed, stream_key, uniforms
 
 # The first outputs of SplitMix64 for seed 1234567, as published with the algorithm.
 SPLITMIX = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
@@ -91,3 +91,17 @@ def test_uniform_and_independent_of_the_next_address(axis):
     statistic = ((counts - n / 64) ** 2 / (n / 64)).sum().item()
     # 63 degrees of freedom: mean 63, deviation sqrt(126); five deviations.
     assert abs(statistic - 63) < 5 * math.sqrt(126)
+
+
+def test_uniforms_made_ahead_are_the_same():
+    keys, positions = torch.tensor([5, -7, 11]), [3, 40, 8]
+    ahead = UniformsAhead(keys, 4)
+    # More offsets than before, steps of each row's own, and far enough that they have to be made again.
+    for n_offsets, steps in ((2, (0, 0, 0)), (2, (1, 3, 2)), (5, (0, 31, 4)), (3, (31, 1, 0)), (5, (9, 2, 40))):
+        positions = [position + step for position, step in zip(positions, steps, strict=True)]
+        got = ahead.at(positions, torch.tensor(positions), n_offsets)
+        assert torch.equal(got, uniforms(keys, torch.tensor(positions), n_offsets, 4))
+    alone = ahead.select(torch.tensor([1]))
+    for position in (70, 72, 101, 102, 134):
+        got = alone.at([position], torch.tensor([position]), 3)
+        assert torch.equal(got, uniforms(keys[1:2], torch.tensor([position]), 3, 4))

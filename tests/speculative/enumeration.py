@@ -57,8 +57,22 @@ def chance(model, prefix, ending):
     return probability
 
 
-def induced(target, draft, rule, n_tokens, C, *, eos=None, point_mass=False):
+def induced(target, draft, rule, n_tokens, C, *, eos=None, point_mass=False, points=None):
     """The distribution of texts of C + 1 tokens: one loop of `rule`, continued by the target."""
+    result = defaultdict(float)
+    for text, _, share in outcomes(target, draft, rule, n_tokens, C, eos, point_mass, points):
+        for ending in itertools.product(range(n_tokens), repeat=C + 1 - len(text)):
+            result[text + ending] += share * chance(target, text, ending)
+    return result
+
+
+def expected_accepted(target, draft, rule, n_tokens, C, *, point_mass=False, points=None):
+    """How many drafted tokens a loop of `rule` keeps on average."""
+    return sum(share * n for _, n, share in outcomes(target, draft, rule, n_tokens, C, None, point_mass, points))
+
+
+def outcomes(target, draft, rule, n_tokens, C, eos, point_mass, pieces):
+    """What a loop can yield: the text, how many of its tokens were drafted ones, and with what probability."""
     rows, shares = [], []
     for drawn in itertools.product(range(n_tokens), repeat=C):
         # Drafting stops behind EOS; what the tensor holds there must not matter.
@@ -68,20 +82,14 @@ def induced(target, draft, rule, n_tokens, C, *, eos=None, point_mass=False):
             continue
         targets = torch.stack([target(drawn[:i]) for i in range(C + 1)])
         drafts = torch.stack([draft(drawn[:i]) for i in range(C)])
-        for noise, share in points(targets, drafts, drawn, n):
+        for noise, share in (pieces or points)(targets, drafts, drawn, n):
             rows.append((targets, torch.tensor(drawn), drafts, torch.tensor(n), noise))
             shares.append(weight * share)
     targets, tokens, drafts, drafted, noise = (torch.stack(column) for column in zip(*rows, strict=True))
     got = rule(targets, tokens, None if point_mass else drafts, drafted, noise)
     assert got.valid_B.all()
-    result = defaultdict(float)
-    for drawn, n, token, share in zip(
-        tokens.tolist(), got.n_accepted_B.tolist(), got.next_token_B.tolist(), shares, strict=True
-    ):
-        text = (*drawn[:n], token)
-        for ending in itertools.product(range(n_tokens), repeat=C + 1 - len(text)):
-            result[text + ending] += share * chance(target, text, ending)
-    return result
+    columns = tokens.tolist(), got.n_accepted_B.tolist(), got.next_token_B.tolist(), shares
+    return [((*drawn[:n], token), n, share) for drawn, n, token, share in zip(*columns, strict=True)]
 
 
 def points(targets, drafts, drawn, n):
@@ -106,6 +114,42 @@ def points(targets, drafts, drawn, n):
                 share *= length
             noise[at, Purpose.BONUS if at == n else Purpose.RESIDUAL] = cells[-1][0]
             yield noise, share * cells[-1][1]
+
+
+def block_points(targets, drafts, drawn, n):
+    """`points` of block verification (2403.10444): every coin counts, and the longest prefix below its `h` stays."""
+    weights, stays = block_chances(targets, drafts, drawn, n)
+    coins = [[(u, share, hit) for hit, piece in cut(h) for u, share in piece] for h in stays]
+    for cells in itertools.product(*coins):
+        at = max((i + 1 for i, (_, _, hit) in enumerate(cells) if hit), default=0)
+        rest = (weights[at] * targets[at] - drafts[at]).clamp(min=0) if at < n else targets[at]
+        rest = rest if rest.sum() > 0 else targets[at]
+        edges = [0.0, *(rest.cumsum(0) / rest.sum()).tolist()]
+        for uniform, length in (cell for a, b in itertools.pairwise(edges) for cell in ends(a, b)):
+            noise = torch.full((len(targets), len(Purpose)), 0.37, dtype=torch.float64)
+            share = length
+            for i, (coin, part, _) in enumerate(cells):
+                noise[i, Purpose.COIN] = coin
+                share *= part
+            noise[at, Purpose.BONUS if at == n else Purpose.RESIDUAL] = uniform
+            yield noise, share
+
+
+def block_chances(targets, drafts, drawn, n):
+    """The weights P_0 ... P_n and the chances h_1 ... h_n, one by one as the paper writes them."""
+    weights, stays = [1.0], []
+    for i in range(n):
+        weights.append(min(1.0, weights[-1] * float(targets[i][drawn[i]] / drafts[i][drawn[i]])))
+    for i in range(1, n):
+        surplus = sum(max(0.0, weights[i] * float(t) - float(d)) for t, d in zip(targets[i], drafts[i], strict=True))
+        below = surplus + 1 - weights[i]
+        stays.append(surplus / below if below > 0 else 1.0)
+    return weights, [*stays, weights[n]] if n else []
+
+
+def cut(at):
+    """The pieces of a coin that hits below `at`: (whether it hits, its points)."""
+    return [(True, ends(0.0, at)), (False, ends(at, 1.0))]
 
 
 def ends(start, end):

@@ -17,6 +17,7 @@ from modicum.speculative.drafters import model as model_module
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.lookahead import Lookahead
 from tests.helpers import perturbed, prompts, tiny, tiny_t5
+from tests.speculative.drafters import NAMES, drafter
 from tests.speculative.enumeration import chance, distance, joint, points, random_rows
 from tests.speculative.tables import linear
 from tests.speculative.test_generate import assert_greedy_equal, chi_square, limit
@@ -216,6 +217,38 @@ def test_batches_of_a_call_learn_from_each_other(costs, monkeypatch):
     modicum.generate(target, [[1, 2], [1, 3]], draft=target, num_draft_tokens="auto", max_new_tokens=50, temperature=0)
     first, second = asked
     assert second > first + 3
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("ks", [(0, 3, 0, 0, 5, 1), (2, *[0] * 20, 4)])
+def test_every_drafter_pauses_and_goes_on(name, ks, monkeypatch):
+    """Greedy identity, and the drafts are as good as without pauses."""
+    target, given = tiny(), prompts([5, 1, 17])
+    source = drafter(name, target, noise=0.02)
+    settings = {"temperature": 0, "max_new_tokens": 60}
+    expected = modicum.generate(target, given, **settings).tokens
+    chooser = script(monkeypatch, *ks)
+    out = modicum.generate(target, given, draft=source, num_draft_tokens="auto", **settings)
+    assert_greedy_equal(target, given, expected, out.tokens)
+    # Each was trained for four at a time, and is not asked for a fifth; early exit goes on for ever.
+    assert max(k for k, *_ in chooser.recorded) == (5 if name == "self" and 5 in ks else min(4, max(ks)))
+    steady = modicum.generate(target, given, draft=source, num_draft_tokens=4, **settings)
+    assert out.stats.acceptance_by_position[0] > steady.stats.acceptance_by_position[0] - 0.25
+
+
+def test_block_verification_and_logprobs_with_auto(costs):
+    target, given = tiny(), prompts([5, 1, 17])
+    draft = perturbed(target, 5, 0.02)
+    settings = {"temperature": 0, "max_new_tokens": 30, "logprobs": 2}
+    plain = modicum.generate(target, given, **settings)
+    out = modicum.generate(target, given, draft=draft, num_draft_tokens="auto", verification="block", **settings)
+    assert out.tokens == plain.tokens
+    for got, wanted in zip(out.logprobs, plain.logprobs, strict=True):
+        assert [x.logprob for x in got] == pytest.approx([x.logprob for x in wanted], abs=1e-4)
+    with pytest.raises(UsageError, match="k_invariant needs a fixed num_draft_tokens, not `auto`"):
+        modicum.generate(target, given, draft=draft, num_draft_tokens="auto", k_invariant=True)
+    exact = {"draft": draft, "temperature": 0, "max_new_tokens": 30, "bit_exact": True}
+    assert modicum.generate(target, given, num_draft_tokens="auto", **exact).tokens == plain.tokens
 
 
 def test_stats_say_what_was_chosen(monkeypatch):

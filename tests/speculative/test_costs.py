@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import modicum
+from modicum.core.exact import exact_view
 from modicum.speculative import costs
 from modicum.speculative.costs import CallTimes, MeasuredCosts, between, cache_folder, key_of, time_calls
 from modicum.speculative.drafters.model import ModelDrafter
@@ -63,7 +64,7 @@ def test_times_are_kept_for_the_next_process(tmp_path):
     assert third.asked == []
 
 
-@pytest.mark.parametrize("change", ["shape", "packing", "dtype", "threads", "torch", "device"])
+@pytest.mark.parametrize("change", ["shape", "packing", "int8", "exact", "dtype", "threads", "torch", "device"])
 def test_another_machine_or_model_is_another_file(change, tmp_path, monkeypatch):
     CallTimes(tiny(), tmp_path, Stopwatch()).prepare(1, reading=True)
     model = tiny()
@@ -71,6 +72,10 @@ def test_another_machine_or_model_is_another_file(change, tmp_path, monkeypatch)
         model = tiny(ffn_dim=32)
     elif change == "packing":
         model.for_inference()
+    elif change == "int8":
+        model.for_inference(weights="int8")
+    elif change == "exact":
+        model = exact_view(model.for_inference())
     elif change == "dtype":
         model = model.bfloat16()
     elif change == "threads":

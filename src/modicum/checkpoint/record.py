@@ -49,6 +49,10 @@ class Record:
         conversion = {"method": method, "kv_heads": n_kv_heads, "calibrated": calibrated}
         return self._with("conversion", conversion)
 
+    def pruned(self, kept: list[int]) -> bytes:
+        """The file of a model with these layers only; what it says of quality goes likewise."""
+        return self._with("kept_layers", kept)
+
     def finetuned(self, entry: dict[str, Any]) -> bytes:
         """The file of a model fine-tuned on pairs, `entry` last of those it names; its quality, likewise, is another."""
         before = self.values.get("finetuned")

@@ -165,10 +165,12 @@ def run(job: Job, load: Callable[[], tuple[Any, Any]], settings: dict[str, Any],
 def result_line(line: dict[str, Any], out: Any, at: int) -> dict[str, Any]:
     """A prompt's line with its result; token ids that were the prompt move to "prompt_tokens"."""
     given = {"prompt_tokens" if key == "tokens" else key: value for key, value in line.items()}
+    scored = {} if out.logprobs is None else {"logprobs": [logprob.to_dict() for logprob in out.logprobs[at]]}
     return {
         **given,
         "text": None if out.texts is None else out.texts[at],
         "tokens": out.tokens[at],
         "finish_reason": out.finish_reasons[at],
+        **scored,
         "stats": out.row_stats[at].to_dict(),
     }

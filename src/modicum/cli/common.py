@@ -17,7 +17,8 @@ Target = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="A smaller model with the same tokenizer, or `ngram`: propose what followed the last tokens before."
+        help="A smaller model with the same tokenizer; a drafter that `modicum train` made for this target; `ngram`: what "
+        "followed the last tokens before; or `self:LAYERS`: the target's own first layers."
     ),
 ]
 
@@ -44,6 +45,13 @@ NumDraftTokens = Annotated[
         help="Tokens drafted per call of the target; auto chooses their number anew for every call.",
     ),
 ]
+Verification = Annotated[
+    str,
+    typer.Option(
+        help="How drafts are judged: token, one by one (2302.01318), or block, together (2403.10444). Both are exact; "
+        "block keeps as many tokens or more."
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="Exact, unless the text, a stop string or the context ends before.")]
 Temperature = Annotated[float, typer.Option(help="0 is greedy: always the most probable token.")]
 TopK = Annotated[int | None, typer.Option(help="Draw from the K most probable tokens only.")]
@@ -67,7 +75,9 @@ def load_pair(target: str, draft: str | None, device: str, dtype: str) -> tuple[
     from modicum import api
 
     loaded = api.load(target, device=device, dtype=dtype)
-    return loaded, draft if draft in (None, "ngram") else api.load(str(draft), device=device, dtype=dtype)
+    if draft is None or api.is_named_drafter(draft):
+        return loaded, draft
+    return loaded, api.load(draft, device=device, dtype=dtype)
 
 
 def check_writable(path: Path, *, force: bool) -> None:

@@ -25,7 +25,9 @@ PROMPTS = (
 
 def compare(
     target: common.Target,
-    draft: Annotated[str, typer.Option(help="A smaller model with the same tokenizer, or `ngram`.")],
+    draft: Annotated[
+        str, typer.Option(help="As for `generate`: a smaller model, a trained drafter, `ngram`, `self:LAYERS`.")
+    ],
     prompts: Annotated[
         Path | None,
         typer.Option(help="JSONL as for `generate`, or text, one prompt per line; without it a few lines of code."),
@@ -40,6 +42,7 @@ def compare(
         ),
     ] = None,
     max_k: Annotated[int, typer.Option(help="Compare K = 0 (plain) to this.")] = 7,
+    verification: common.Verification = "token",
     max_new_tokens: common.MaxNewTokens = 128,
     repeats: Annotated[int, typer.Option(help="How often each K is measured, K by K in turns.")] = 3,
     temperature: common.Temperature = 1.0,
@@ -69,6 +72,7 @@ def compare(
     texts = list(PROMPTS) if prompts is None else batch.read_texts(prompts)
     models = common.load_pair(target, draft, device, dtype)
     settings = {
+        "verification": verification,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,

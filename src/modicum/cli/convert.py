@@ -22,6 +22,8 @@ modicum convert ./multi-head ./gqa --kv-heads 8 --method merged --calibration ./
 
 modicum convert ./multi-head ./mqa --kv-heads 1 --method mean
 
+modicum convert ./multi-head ./draft --kv-heads 8 --method merged --keep-layers 0,1,14,15
+
 modicum evaluate ./multi-head ./gqa ./mqa --data held-out.txt"""
 
 # Families whose stock classes know no groups.
@@ -50,6 +52,13 @@ def convert(
             "the weights alone decide."
         ),
     ] = None,
+    keep_layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Layers that stay, counted from 0, such as 0,2,4; with or without --kv-heads. What is left can draft for "
+            "the whole once it is trained on (`modicum uptrain`, with the whole as teacher)."
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Say what each layer would lose at each number of heads; write no model.")
     ] = False,
@@ -71,19 +80,24 @@ def convert(
         before = api.read_checkpoint(resources.model_presets().get(source) or resolve(source))
         show_losses(source, before, texts_for(before, calibration), plot, as_json=as_json)
         return
-    if destination is None or kv_heads is None:
+    if destination is None or (kv_heads is None and keep_layers is None):
         raise UsageError(
             "a destination and --kv-heads are needed to write a model: add them, or see what there is to choose from "
             "with --report"
         )
     before = api.read_checkpoint(resources.model_presets().get(source) or resolve(source))
-    write(before, destination, kv_heads, method, texts_for(before, calibration), seed, force=force, as_json=as_json)
+    whole = before
+    if keep_layers is not None:
+        before = pruned(whole, keep_layers)
+    texts = texts_for(before, calibration)
+    write(whole, before, destination, kv_heads, method, texts, seed, force=force, as_json=as_json)
 
 
 def write(
+    whole: Any,
     before: Any,
     destination: Path,
-    kv_heads: int,
+    kv_heads: int | None,
     method: str,
     calibration: Any,
     seed: int,
@@ -91,7 +105,7 @@ def write(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Convert, write, and say what changed."""
+    """Convert what was kept of a whole checkpoint, write it, and say what changed."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -102,6 +116,7 @@ def write(
 
     check_goal(destination, overwrite=force)
     config = read_config(before.config)
+    kv_heads = config.n_kv_heads if kv_heads is None else kv_heads
     notes = Console(stderr=True, highlight=False)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         layers = bar.add_task("layers", total=len(list(places(config))), visible=calibration is not None)
@@ -109,18 +124,33 @@ def write(
         task = bar.add_task("tensors", total=len(after.state_dict))
         watched = Watched(after.state_dict, lambda: bar.advance(task))
         api.write_checkpoint(Checkpoint(after.config, watched, after.files), destination, overwrite=force)
-    facts = gather(config, read_config(after.config), str(destination), method)
+    facts = gather(read_config(whole.config), read_config(after.config), str(destination), method)
     if as_json:
         print(json.dumps(facts))
         return
     if method in ("aligned", "merged") and calibration is None:
         notes.print(f"{method} by the weights alone: --calibration TEXT loses less", soft_wrap=True)
+    changes = [
+        f"{facts[name][0]} -> {facts[name][1]} {title}"
+        for name, title in (("layers", "layers"), ("kv_heads", f"key-value heads by {method}"))
+        if facts[name][0] != facts[name][1] or (name == "kv_heads" and whole is before)
+    ]
     print(
-        f"{destination}: {facts['kv_heads'][0]} -> {facts['kv_heads'][1]} key-value heads by {method}, keys and values "
+        f"{destination}: {', '.join(changes)}, keys and values "
         f"{facts['kv_numbers_per_token'][0]:,} -> {facts['kv_numbers_per_token'][1]:,} numbers per token"
     )
     if not facts["loads_in_transformers"]:
         notes.print("transformers has no grouped form of this family: the folder loads here alone", soft_wrap=True)
+
+
+def pruned(checkpoint: Any, layers: str) -> Any:
+    """The checkpoint with the layers that a text like "0,2,4" names."""
+    from modicum.checkpoint.prune import keep_layers
+
+    numbers = layers.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise UsageError(f"--keep-layers {layers} is not a list of layers: write numbers from 0 on, such as 0,2,4")
+    return keep_layers(checkpoint, [int(number) for number in numbers])
 
 
 def texts_for(checkpoint: Any, source: str | None) -> Any:
@@ -231,6 +261,7 @@ def gather(before: Any, after: Any, destination: str, method: str) -> dict[str, 
         "method": method,
         "family": family,
         "query_heads": after.n_heads,
+        "layers": [before.n_layers, after.n_layers],
         "kv_heads": [before.n_kv_heads, after.n_kv_heads],
         "kv_numbers_per_token": numbers,
         "loads_in_transformers": not (grouped and family in (*ONLY_HERE, "vivit")),

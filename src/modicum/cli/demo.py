@@ -1,8 +1,6 @@
 """`modicum demo`: the main job on the models that ship with modicum."""
 
-import json
 import statistics
-import sysconfig
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,11 +90,11 @@ def show(console: Any, target: Any, draft: Any, prompt: str, settings: dict[str,
 
 def held_out_prompts(folder: Path, n_prompts: int) -> list[str]:
     """The first lines of library files that the target has never seen; a built-in one, said so, if there are none."""
-    names = json.loads((folder / "training.json").read_text())["held_out"]
-    root = Path(sysconfig.get_paths()["stdlib"])
+    from modicum.train.text import held_out_texts
+
     prompts = []
-    for name in names:
-        if (root / name).is_file() and len(text := (root / name).read_text(encoding="utf-8")) > 1500:
+    for text in held_out_texts(folder):
+        if len(text) > 1500:
             # A file begins with its documentation; the code is further on.
             middle = text[len(text) // 2 :]
             start = middle.find("\n") + 1

@@ -27,6 +27,7 @@ def generate(
     target: common.Target,
     draft: common.Draft = None,
     num_draft_tokens: common.NumDraftTokens = 4,
+    verification: common.Verification = "token",
     prompt: Annotated[str | None, typer.Option(help="The text to continue; `-` reads it from stdin.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help='A JSONL file, each line {"prompt": TEXT} or {"tokens": [IDS]}, and any "id".')
@@ -42,6 +43,9 @@ def generate(
     seed: common.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
+    logprobs: Annotated[
+        int, typer.Option(help="Log-probabilities of every token and of the N best in its place, in JSON output.")
+    ] = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     weights: common.Weights = None,
@@ -54,6 +58,7 @@ def generate(
     """
     settings = {
         "num_draft_tokens": num_draft_tokens,
+        "verification": verification,
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,
         "top_k": top_k,
@@ -62,11 +67,14 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "stop": stop or None,
         "ignore_eos": ignore_eos,
+        "logprobs": logprobs,
     }
     if draft is not None and num_draft_tokens != "auto" and num_draft_tokens < 1:
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT (`-` for stdin), or --prompts FILE.jsonl with --out FILE.jsonl")
+    if logprobs and prompts is None and not as_json:
+        raise UsageError("--logprobs needs a place to go: add --json, or use --prompts")
 
     def load() -> tuple[Any, Any]:
         models = common.load_pair(target, draft, device, dtype)

@@ -3,6 +3,7 @@
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -55,6 +56,7 @@ def run() -> None:
     """Entry point: exit code 2 for usage, 1 for failure, 130 for Ctrl-C."""
     # Taken wherever it stands: one adds it at the end of the command that has just failed.
     debug = "--debug" in sys.argv[1:]
+    warnings.formatwarning = lambda message, *_: f"modicum: {message}\n"
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     try:
         code = app(arguments, prog_name="modicum", standalone_mode=False)

@@ -13,6 +13,8 @@ modicum train recipes/code-target.toml optim.steps=200 run.folder=runs/short
 
 modicum train recipes/code-target.toml --resume
 
+modicum train recipes/draft-heads.toml drafter.target=./big data.source=./texts
+
 modicum train recipes/finetune.toml model.source=./gqa-8 data.pairs=train.jsonl data.held_out=dev.jsonl"""
 
 
@@ -24,7 +26,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state, bit for bit.")] = False,
 ) -> None:
-    """Train a language model by a recipe, or fine-tune one; Ctrl-C saves, --resume goes on as if nothing had happened."""
+    """Train a model or a drafter by a recipe, or fine-tune a model; Ctrl-C saves, --resume goes on as if nothing was."""
     from modicum import resources
     from modicum.train import run
 

@@ -26,8 +26,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.gated:
             gate, up = self.project(x)
-            return self.down(ACTIVATIONS[self.activation](gate) * up)
+            return self.down(self.act(gate) * up)
         return self.down(*self.project(x, self.activation))
+
+    def act(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](x)
 
 
 class StochasticDepth(nn.Module):

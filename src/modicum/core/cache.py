@@ -1,5 +1,7 @@
 """The key-value cache: preallocated, ragged, and unable to disagree with itself."""
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -88,6 +90,13 @@ class KVCache:
         self._measure(known, self.longest, True)
         if self.context is not None:
             self.context.keep(rows)
+
+    def fork(self) -> "KVCache":
+        """The same slots under lengths of their own: whoever drafts ahead in them leaves this cache's lengths alone.
+
+        What a fork writes lies beyond those lengths, so that the next `write` here overwrites it.
+        """
+        return copy.copy(self)
 
     def _measure(self, known: list[int] | None, bound: int, same: bool) -> None:
         self.longest = bound if known is None else max(known)

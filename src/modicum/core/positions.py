@@ -2,13 +2,30 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modicum.config import RopeConfig
 
-Rotate = Callable[[Tensor], Tensor]
+
+class Rotate(NamedTuple):
+    """The rotation of queries and keys at L positions: [B, L, heads, K] -> same."""
+
+    cos_BL1R: Tensor
+    sin_BL1R: Tensor  # the sign of the first half inside
+
+    def __call__(self, x_BLHK: Tensor) -> Tensor:
+        rotary_dim = self.cos_BL1R.shape[-1]
+        if x_BLHK.shape[-1] == rotary_dim:
+            return rotated(x_BLHK, self.cos_BL1R, self.sin_BL1R)
+        turned, untouched = x_BLHK.split([rotary_dim, x_BLHK.shape[-1] - rotary_dim], dim=-1)
+        return torch.cat([rotated(turned, self.cos_BL1R, self.sin_BL1R), untouched], dim=-1)
+
+    def at(self, rows: slice) -> "Rotate":
+        """The rotation of these positions alone."""
+        return Rotate(self.cos_BL1R[:, rows], self.sin_BL1R[:, rows])
 
 
 class Rope(nn.Module):
@@ -34,21 +51,13 @@ class Rope(nn.Module):
         return super()._apply(fn, recurse)
 
     def forward(self, positions_BL: Tensor, dtype: torch.dtype) -> Rotate:
-        """The rotation of queries and keys at `positions_BL`, as a function [B, L, heads, K] -> same."""
+        """The rotation of queries and keys at `positions_BL`."""
         precise = torch.float64 if dtype == torch.float64 else torch.float32
         angles_BL1R = positions_BL[..., None, None].to(precise) * self.frequencies.to(precise)
         cos_BL1R, sin_BL1R = angles_BL1R.cos(), angles_BL1R.sin() * self.signs.to(precise)
         if self.magnitude != 1:
             cos_BL1R, sin_BL1R = cos_BL1R * self.magnitude, sin_BL1R * self.magnitude
-        cos_BL1R, sin_BL1R = cos_BL1R.to(dtype), sin_BL1R.to(dtype)
-
-        def rotate(x_BLHK: Tensor) -> Tensor:
-            if x_BLHK.shape[-1] == self.rotary_dim:
-                return rotated(x_BLHK, cos_BL1R, sin_BL1R)
-            turned, untouched = x_BLHK.split([self.rotary_dim, x_BLHK.shape[-1] - self.rotary_dim], dim=-1)
-            return torch.cat([rotated(turned, cos_BL1R, sin_BL1R), untouched], dim=-1)
-
-        return rotate
+        return Rotate(cos_BL1R.to(dtype), sin_BL1R.to(dtype))
 
 
 def rotated(x_BLHR: Tensor, cos_BL1R: Tensor, sin_BL1R: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 
 from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.decode.batch import Row
+from modicum.decode.logprobs import TokenLogprob
 from modicum.decode.stats import GenerationStats
 
 
@@ -14,7 +15,8 @@ class GenerationOutput:
 
     `tokens` are the new ones only, with the EOS that ended them and the token that completed a stop string; `texts` have
     neither. `finish_reasons`: "eos", "stop", or "length" (max_new_tokens or the context). `texts` is None without a
-    tokenizer. `stats` is for the whole call, `row_stats[i]` for prompt i.
+    tokenizer. `stats` is for the whole call, `row_stats[i]` for prompt i. `logprobs[i]` has a `TokenLogprob` for each of
+    its tokens; `logprobs` is None if none were asked for.
     """
 
     texts: list[str] | None
@@ -22,12 +24,19 @@ class GenerationOutput:
     finish_reasons: list[str]
     stats: GenerationStats
     row_stats: list[GenerationStats]
+    logprobs: list[list[TokenLogprob]] | None = None
 
     @classmethod
     def of(
-        cls, rows: list[Row], tokenizer: Tokenizer | None, seconds: float, by_part: dict[str, float]
+        cls,
+        rows: list[Row],
+        tokenizer: Tokenizer | None,
+        seconds: float,
+        by_part: dict[str, float],
+        in_models: dict[str, float],
+        with_logprobs: bool,
     ) -> "GenerationOutput":
-        total = GenerationStats(seconds=seconds, seconds_by_part=by_part)
+        total = GenerationStats(seconds=seconds, seconds_by_part=by_part, model_seconds=in_models)
         for row in rows:
             total.add(row.stats)
         return cls(
@@ -36,13 +45,19 @@ class GenerationOutput:
             finish_reasons=[str(row.finish_reason) for row in rows],
             stats=total,
             row_stats=[row.stats for row in rows],
+            logprobs=[row.logprobs for row in rows] if with_logprobs else None,
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON types. "logprobs" is there if they were asked for."""
+        scored = {}
+        if self.logprobs is not None:
+            scored["logprobs"] = [[logprob.to_dict() for logprob in row] for row in self.logprobs]
         return {
             "texts": self.texts,
             "tokens": self.tokens,
             "finish_reasons": self.finish_reasons,
+            **scored,
             "stats": self.stats.to_dict(),
         }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
+AHEAD = 32
 FIRST, SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -73,3 +74,49 @@ def uniforms(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int)
     state_B = mix_tensor(key_B + position_B * signed(GOLDEN))
     words_BNP = mix_tensor(state_B[:, None, None] + table_NP)
     return shift_right(words_BNP, 11).to(torch.float64) * 2.0**-53
+
+
+def uniforms_by_place(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int) -> Tensor:
+    """What `uniforms` gives at offset 0 of positions position_B, position_B + 1, ...: float64 [B, n_offsets, n_purposes].
+
+    A place has the same numbers in every loop that comes by it, so they are fresh only for rules that draw nothing from a
+    place behind the last token they keep (`speculative.invariant`).
+    """
+    places_BN = position_B[:, None] + torch.arange(n_offsets, device=key_B.device)
+    keys_BN = key_B[:, None].expand_as(places_BN)
+    return uniforms(keys_BN.flatten(), places_BN.flatten(), 1, n_purposes).view(*places_BN.shape, n_purposes)
+
+
+class UniformsAhead:
+    """`uniforms` of a batch's next loops: made for the next `AHEAD` places where a loop may start, then looked up.
+
+    Hashing is thirty small operations, which cost the same for one place and for thirty-two.
+    """
+
+    def __init__(self, key_B: Tensor, n_purposes: int) -> None:
+        self.key_B, self.n_purposes = key_B, n_purposes
+        self.starts: list[int] = []
+        self.starts_B = key_B
+        self.made_BXNP = torch.zeros(len(key_B), 0, 0, n_purposes, device=key_B.device)
+
+    def at(self, positions: list[int], position_B: Tensor, n_offsets: int) -> Tensor:
+        """As `uniforms`, [B, n_offsets, n_purposes]; the positions are given on the host too, and rows never go back."""
+        X, N = self.made_BXNP.shape[1:3]
+        if n_offsets > N or max(at - start for at, start in zip(positions, self.starts, strict=True)) >= X:
+            self._make(position_B, n_offsets)
+            self.starts = list(positions)
+        if len(positions) == 1:
+            return self.made_BXNP[:, positions[0] - self.starts[0], :n_offsets]
+        rows_B = torch.arange(len(positions), device=self.key_B.device)
+        return self.made_BXNP[rows_B, position_B - self.starts_B, :n_offsets]
+
+    def select(self, rows: Tensor) -> "UniformsAhead":
+        """For these rows only."""
+        return UniformsAhead(self.key_B[rows], self.n_purposes)
+
+    def _make(self, position_B: Tensor, n_offsets: int) -> None:
+        self.starts_B = position_B
+        position_BX = position_B[:, None] + torch.arange(AHEAD, device=position_B.device)
+        key_BX = self.key_B[:, None].expand_as(position_BX)
+        made = uniforms(key_BX.flatten(), position_BX.flatten(), n_offsets, self.n_purposes)
+        self.made_BXNP = made.unflatten(0, position_BX.shape)

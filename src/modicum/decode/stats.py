@@ -10,6 +10,12 @@ class GenerationStats:
     """Counts and times. A batch's model call counts once for every row in it; reading the prompt is not counted.
 
     The prefill yields no token: the first loop already scores the prompt's last token together with the draft.
+
+    `seconds_by_part` splits the time from the prefill to the end: "prefill" (reading the prompts), "draft" (proposing),
+    "verify" (the target's call, judging, and the one transfer to the host) and "rest" (appending what was kept to tokens,
+    text and caches); a call's also "calibrate" (measuring what K costs, the first time). `model_seconds` is what the loops
+    spent within calls of a model, "target" or "draft", so that `non_model_share` is what the loop itself costs. On a GPU
+    parts end where the device does, not where the host does.
     """
 
     tokens: int = 0
@@ -20,6 +26,7 @@ class GenerationStats:
     loops_by_k: dict[int, int] = field(default_factory=dict)  # how often each K was chosen; empty where it is fixed
     seconds: float = 0.0
     seconds_by_part: dict[str, float] = field(default_factory=dict)
+    model_seconds: dict[str, float] = field(default_factory=dict)
     seconds_per_token: list[float] = field(default_factory=list, repr=False)
 
     @property
@@ -55,6 +62,13 @@ class GenerationStats:
     @property
     def tokens_per_second(self) -> float | None:
         return self.tokens / self.seconds if self.seconds else None
+
+    @property
+    def non_model_share(self) -> float | None:
+        """Of the time in loops, the prefill left out, the share that was spent outside calls of target and draft."""
+        before = ("prefill", "calibrate")
+        loops = sum(seconds for part, seconds in self.seconds_by_part.items() if part not in before)
+        return 1 - sum(self.model_seconds.values()) / loops if loops else None
 
     def record_loop(
         self, n_tokens: int, judged: int, accepted: int, draft_calls: int, seconds: float, k: int | None = None
@@ -105,6 +119,8 @@ class GenerationStats:
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "seconds_by_part": self.seconds_by_part,
+            "model_seconds": self.model_seconds,
+            "non_model_share": self.non_model_share,
             "seconds_per_token": percentiles(self.seconds_per_token),
         }
 

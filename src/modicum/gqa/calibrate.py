@@ -1,6 +1,7 @@
 """A model's own text read through it: second moments of what its attention layers read, and a walk from layer to layer."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from modicum.gqa.statistics import LayerStatistics, moment
 
 # What an attention layer was called with.
 Call = tuple[tuple[Tensor, ...], dict[str, Any]]
+
+# Of a piece's queries, evenly spread, about this many are averaged over: a moment of H times as many rows as any other.
+AVERAGED_ROWS = 64
 
 
 class Sums:
@@ -27,11 +31,13 @@ class Sums:
     def add(self, call: Call) -> None:
         (x_BLD,), settings = call
         read_BMD = settings.get("context")
-        x_BLE, read_BME = (with_constant(x) for x in (x_BLD, x_BLD if read_BMD is None else read_BMD))
-        probs_BHLM = log_probabilities(self.attention, call).exp().cpu()
+        x_BLE = with_constant(x_BLD)
+        read_BME = x_BLE if read_BMD is None else with_constant(read_BMD)
+        probs_BHLM = log_probabilities(self.attention, call, spread(x_BLD.shape[1], AVERAGED_ROWS)).exp().cpu()
         self.sums.n_tokens += x_BLE.shape[0] * x_BLE.shape[1]
-        self.sums.queries += moment(x_BLE)
-        self.sums.inputs += moment(read_BME)
+        own = moment(x_BLE)
+        self.sums.queries += own
+        self.sums.inputs += own if read_BMD is None else moment(read_BME)
         averaged_BHLE = probs_BHLM @ read_BME[:, None].to(probs_BHLM.dtype)
         self.sums.averaged += moment(averaged_BHLE.double()) / averaged_BHLE.shape[1]
 
@@ -46,20 +52,29 @@ def with_constant(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x.double().cpu(), (0, 1), value=1.0)
 
 
-def log_probabilities(attention: Attention, call: Call) -> Tensor:
-    """What the layer attends to, [B, H, L, M]: its own projections, norms, rotation and mask, without its fused kernel."""
+def spread(n_rows: int, wanted: int, turn: int = 0) -> slice:
+    """About `wanted` of `n_rows` rows at even distances, others at every turn until all had theirs; all if they are few."""
+    step = max(1, n_rows // wanted)
+    return slice(turn % step, None, step)
+
+
+def log_probabilities(attention: Attention, call: Call, rows: slice = slice(None)) -> Tensor:
+    """What the layer attends to from these rows of queries, [B, H, rows, M]: its own projections, norms, rotation and mask,
+    without its fused kernel."""
     (x_BLD,), settings = call
     context_BMD, rotate = settings.get("context"), settings.get("rotate")
     read_BMD = x_BLD if context_BMD is None else context_BMD
-    q_BLHK = attention.by_head(attention.project.q(x_BLD), attention.q_norm)
+    q_BLHK = attention.by_head(attention.project.q(x_BLD[:, rows]), attention.q_norm)
     k_BMGK = attention.by_head(attention.project.k(read_BMD), attention.k_norm)
     if rotate is not None:
-        q_BLHK, k_BMGK = rotate(q_BLHK), rotate(k_BMGK)
-    L, K = q_BLHK.shape[1], q_BLHK.shape[3]
-    scale = K**-0.5 if attention.scale is None else attention.scale
+        q_BLHK, k_BMGK = rotate.at(rows)(q_BLHK), rotate(k_BMGK)
+    scale = q_BLHK.shape[-1] ** -0.5 if attention.scale is None else attention.scale
     q_BGRLK = (q_BLHK * scale).transpose(1, 2).unflatten(1, (k_BMGK.shape[2], -1))
     scores_BHLM = (q_BGRLK @ k_BMGK.permute(0, 2, 3, 1)[:, :, None]).flatten(1, 2)
-    mask = triangle(L, L, scores_BHLM) if settings.get("causal") else settings.get("mask")
+    M = scores_BHLM.shape[-1]
+    mask = triangle(M, M, scores_BHLM) if settings.get("causal") else settings.get("mask")
+    if mask is not None and mask.shape[-2] > 1:
+        mask = mask[..., rows, :]
     return (scores_BHLM if mask is None else scores_BHLM + mask).log_softmax(-1)
 
 
@@ -84,18 +99,18 @@ class _Called(Exception):
     """Carries the call out of a module that is not to be run."""
 
 
-def call_of(module: nn.Module, block: nn.Module, x_BLD: Tensor, settings: dict[str, Any]) -> Call:
-    """What `module` is called with within a block; the block gets no further."""
+def call_of(module: nn.Module, within: nn.Module, *args: Any, **settings: Any) -> Call:
+    """What `module` is called with where `within` is called with these; nothing behind it is run."""
 
     def stop(_: nn.Module, call: Call) -> None:
         raise _Called(call)
 
     try:
         with Recorder([module], stop):
-            block(x_BLD, **settings)
+            within(*args, **settings)
     except _Called as called:
         return called.args[0]
-    raise RuntimeError("the block does not call this module")
+    raise RuntimeError("this module is not called")
 
 
 def statistics_of(attention: Attention, calls: Iterable[Call]) -> LayerStatistics:
@@ -104,6 +119,19 @@ def statistics_of(attention: Attention, calls: Iterable[Call]) -> LayerStatistic
     for call in calls:
         sums.add(call)
     return sums.result()
+
+
+@contextmanager
+def passed_by(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Blocks hand on what they are given, while this is entered."""
+    blocks = list(blocks)
+    for block in blocks:
+        block.forward = lambda x_BLD, **_: x_BLD  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward  # the class's own is found again
 
 
 class Walk:
@@ -127,9 +155,10 @@ class Walk:
             if block is first:
                 self.rows.append(call[0][0])
 
-        with Recorder(self.members, keep):
+        # What blocks are given besides their rows does not depend on the rows, so that none has to be run for it.
+        with Recorder(self.members, keep), passed_by(self.members):
             for batch in batches:
-                model(*batch)
+                call_of(model.head, model, *batch)
 
     def __iter__(self) -> Iterator[tuple[nn.Module, list[tuple[Place, list[Call]]], list[dict[str, Any]]]]:
         rows = self.rows

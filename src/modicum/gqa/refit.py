@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from modicum.core.attention import Attention
 from modicum.gqa.align import permuted, query_order
-from modicum.gqa.calibrate import Call, Recorder, Walk, call_of, collect, log_probabilities, statistics_of
+from modicum.gqa.calibrate import Call, Recorder, Walk, call_of, collect, log_probabilities, spread, statistics_of
 from modicum.gqa.convert import converted_layer, order_of
 from modicum.gqa.heads import Place, places, put, take
 
-# Steps of one piece each over keys and queries, and their first length relative to the size of the weights.
+# Steps over keys and queries, of so many of one piece's rows each; their first length relative to the size of the weights.
 STEPS = 100
+SCORED_ROWS = 64
 RATE = 0.1
 # Of the output's regression, relative to the mean energy of its inputs.
 OUTPUT_RIDGE = 1e-3
@@ -55,7 +56,7 @@ def convert_model(
         for before, old_calls in members:
             old, new = (m.get_submodule(before.prefix) for m in (model, shell))
             after = after_of[before.prefix]
-            new_calls = [call_of(old, block, x, given) for x, given in zip(converted, settings, strict=True)]
+            new_calls = [call_of(old, block, x, **given) for x, given in zip(converted, settings, strict=True)]
             convert_attention(old, new, before, after, old_calls, method)
             if method == "merged" and len(batches) > 1:
                 refit_scores(old, new, old_calls, new_calls)
@@ -132,8 +133,9 @@ def refit_scores(
     """Keys and queries of `new` moved so that it attends as `old` did. -> judged KL per row, before and after."""
     fitted, held_out = judged(len(calls))
 
-    def divergence(i: int) -> Tensor:
-        wanted, got = log_probabilities(old, calls[i]), log_probabilities(new, new_calls[i])
+    def divergence(i: int, turn: int = 0) -> Tensor:
+        rows = spread(calls[i][0][0].shape[1], SCORED_ROWS, turn)
+        wanted, got = log_probabilities(old, calls[i], rows), log_probabilities(new, new_calls[i], rows)
         hidden = wanted == -torch.inf
         difference = wanted.masked_fill(hidden, 0) - got.masked_fill(hidden, 0)
         return (wanted.exp() * difference).sum(-1).mean()
@@ -153,7 +155,7 @@ def refit_scores(
             group["lr"] = rate * (1 - step / STEPS)
         optimizer.zero_grad()
         with torch.enable_grad():
-            divergence(fitted[step % len(fitted)]).backward()
+            divergence(fitted[step % len(fitted)], turn=step // len(fitted)).backward()
         optimizer.step()
     optimizer.zero_grad()
     after = judge()

@@ -27,29 +27,7 @@ class Decoder(LanguageModel):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.positions = None if config.rope else nn.Embedding(config.max_seq_len, config.dim)
         self.rope = Rope(config.rope) if config.rope else None
-        attention = AttentionConfig(
-            dim=config.dim,
-            n_heads=config.n_heads,
-            n_kv_heads=config.n_kv_heads,
-            head_dim=config.head_dim,
-            qkv_bias=config.qkv_bias,
-            out_bias=config.out_bias,
-            qk_norm_eps=config.norm_eps if config.qk_norm else None,
-        )
-        self.blocks = nn.ModuleList(
-            Block(
-                attention,
-                layer,
-                norm_kind=config.norm,
-                norm_eps=config.norm_eps,
-                ffn_dim=config.ffn_dim,
-                activation=config.activation,
-                gated=config.gated,
-                ffn_bias=config.ffn_bias,
-                parallel=config.parallel,
-            )
-            for layer in range(config.n_layers)
-        )
+        self.blocks = nn.ModuleList(decoder_block(config, layer) for layer in range(config.n_layers))
         self.norm = norm(config.norm, config.dim, config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -68,10 +46,13 @@ class Decoder(LanguageModel):
         x_BLD = self.hidden(ids_BL, cache)
         if at_BN is not None:
             x_BLD = x_BLD.gather(1, at_BN[..., None].expand(-1, -1, x_BLD.shape[-1]))
-        return self.head(x_BLD)
+        return self.score(x_BLD)
 
-    def hidden(self, ids_BL: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head reads: the last block's output after the final norm, [B, L, D]."""
+    def hidden(self, ids_BL: Tensor, cache: KVCache | None = None, *, n_layers: int | None = None) -> Tensor:
+        """What the head reads: the last block's output after the final norm, [B, L, D].
+
+        With `n_layers` the output of so many blocks instead; only their part of the cache is read and written.
+        """
         L = ids_BL.shape[1]
         if cache is None:
             self._check_length(L)
@@ -84,24 +65,15 @@ class Decoder(LanguageModel):
             x_BLD = x_BLD + self.positions(positions_BL.clamp(max=self.config.max_seq_len - 1))
         rotate = self.rope(positions_BL, x_BLD.dtype) if self.rope is not None else None
         n_slots = L if cache is None else cache.n_slots(L)
-        masks = {window: self._mask(positions_BL, n_slots, window, cache, x_BLD.dtype) for window in set(self.windows)}
-        for block, window in zip(self.blocks, self.windows, strict=True):
+        masks = {window: causality(positions_BL, n_slots, window, cache, x_BLD.dtype) for window in set(self.windows)}
+        for block, window in zip(self.blocks, self.windows[:n_layers], strict=False):
             mask, causal = masks[window]
             x_BLD = block(x_BLD, rotate=rotate, mask=mask, causal=causal, cache=cache, positions_BL=positions_BL)
         return self.norm(x_BLD)
 
-    def _mask(
-        self, positions_BL: Tensor, n_slots: int, window: int | None, cache: KVCache | None, dtype: torch.dtype
-    ) -> tuple[Tensor | None, bool]:
-        """The cheapest form of "sees itself and what came before": nothing, a causal flag, or a tensor."""
-        L = positions_BL.shape[1]
-        unlimited = window is None or n_slots <= window
-        if unlimited and (cache is None or cache.uniform):
-            if L == 1:
-                return None, False
-            if n_slots == L:
-                return None, True
-        return visibility(positions_BL, n_slots, window, dtype), False
+    def score(self, x_BLD: Tensor) -> Tensor:
+        """Logits of what `hidden` returns: [..., D] -> [..., V]."""
+        return self.head(x_BLD)
 
     def _check_length(self, n_tokens: int) -> None:
         dynamic = self.config.rope is not None and self.config.rope.scaling == "dynamic"
@@ -109,3 +81,41 @@ class Decoder(LanguageModel):
             raise UsageError(
                 f"{n_tokens} tokens are more than this model's context of {self.config.max_seq_len}: shorten the text"
             )
+
+
+def decoder_block(config: DecoderConfig, layer: int) -> Block:
+    """One layer of a decoder; `layer` is its place in the cache."""
+    attention = AttentionConfig(
+        dim=config.dim,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        qkv_bias=config.qkv_bias,
+        out_bias=config.out_bias,
+        qk_norm_eps=config.norm_eps if config.qk_norm else None,
+    )
+    return Block(
+        attention,
+        layer,
+        norm_kind=config.norm,
+        norm_eps=config.norm_eps,
+        ffn_dim=config.ffn_dim,
+        activation=config.activation,
+        gated=config.gated,
+        ffn_bias=config.ffn_bias,
+        parallel=config.parallel,
+    )
+
+
+def causality(
+    positions_BL: Tensor, n_slots: int, window: int | None, cache: KVCache | None, dtype: torch.dtype
+) -> tuple[Tensor | None, bool]:
+    """The cheapest form of "sees itself and what came before": nothing, a causal flag, or a tensor."""
+    L = positions_BL.shape[1]
+    unlimited = window is None or n_slots <= window
+    if unlimited and (cache is None or cache.uniform):
+        if L == 1:
+            return None, False
+        if n_slots == L:
+            return None, True
+    return visibility(positions_BL, n_slots, window, dtype), False

@@ -64,7 +64,8 @@ class TextDecoder(Stack):
         super().__init__(config, config.n_layers, config.n_kv_heads, cross=True)
 
     def forward(self, x_BLD: Tensor, contexts: list[Context], padding: Tensor | None, cache: KVCache | None) -> Tensor:
-        """`contexts` holds one per layer, and `padding` hides slots of them, as `mask` in `core.attend`."""
+        """`contexts` holds one per layer that is to run, from the first on; `padding` hides slots of them, as `mask` in
+        `core.attend`."""
         L = x_BLD.shape[1]
         if cache is None:
             positions_BL, n_slots = torch.arange(L, device=x_BLD.device)[None], L
@@ -74,7 +75,7 @@ class TextDecoder(Stack):
         rows = 1 if cache is None or cache.uniform else len(x_BLD)
         mask = self.relative(positions_BL[:rows], n_slots)
         mask = mask + visibility(positions_BL[:rows], n_slots, None, mask.dtype)
-        for block, context in zip(self.blocks, contexts, strict=True):
+        for block, context in zip(self.blocks, contexts, strict=False):
             x_BLD = block(
                 x_BLD, context=context, context_mask=padding, mask=mask, cache=cache, positions_BL=positions_BL
             )
@@ -122,9 +123,11 @@ class EncoderDecoder(LanguageModel):
         x_BLD = self.hidden(ids_BL, decoder_ids_BL, lengths_B=lengths_B, cache=cache)
         if at_BN is not None:
             x_BLD = x_BLD.gather(1, at_BN[..., None].expand(-1, -1, x_BLD.shape[-1]))
-        if self.config.scale_head:
-            x_BLD = x_BLD * self.config.dim**-0.5
-        return self.head(x_BLD)
+        return self.score(x_BLD)
+
+    def score(self, x_BLD: Tensor) -> Tensor:
+        """Logits of what `hidden` returns: [..., D] -> [..., V]."""
+        return self.head(x_BLD * self.config.dim**-0.5 if self.config.scale_head else x_BLD)
 
     def hidden(
         self,
@@ -133,16 +136,18 @@ class EncoderDecoder(LanguageModel):
         *,
         lengths_B: Tensor | None = None,
         cache: KVCache | None = None,
+        n_layers: int | None = None,
     ) -> Tensor:
-        """What the head reads: the decoder's output after its final norm, [B, L, D]."""
+        """What the head reads: the decoder's output after its final norm, [B, L, D]; of its first `n_layers` if given."""
+        depth = self.config.n_layers if n_layers is None else n_layers
         if cache is not None:
             if cache.context is None:
                 raise UsageError("the cache holds no text to write about: call `model.read(texts, cache)` first")
-            contexts: list[Context] = [cache.context.read(layer) for layer in range(self.config.n_layers)]
+            contexts: list[Context] = [cache.context.read(layer) for layer in range(depth)]
             return self.decoder(self.embed(ids_BL), contexts, cache.context.mask, cache)
         if decoder_ids_BL is None:
             raise UsageError("this model reads one text and writes another: call `model(ids, decoder_ids)`")
-        contexts = [self.encode(ids_BL, lengths_B)] * self.config.n_layers
+        contexts = [self.encode(ids_BL, lengths_B)] * depth
         return self.decoder(self.embed(decoder_ids_BL), contexts, self._padding(ids_BL, lengths_B), None)
 
     def encode(self, ids_BM: Tensor, lengths_B: Tensor | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """What every native language model offers to those who write with it, load it and save it."""
 
+import hashlib
+import json
 from typing import Any, Self
 
 import torch
@@ -20,6 +22,7 @@ class LanguageModel(Packable):
     files: dict[str, bytes] | None = None  # tokenizer and other files, likewise
     eos_ids: frozenset[int] = frozenset()
     ragged = True  # every row of a batch keeps a length of its own
+    _fingerprint: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -49,11 +52,27 @@ class LanguageModel(Packable):
             UsageError: an unknown form, one that this machine has no products for, or a model packed otherwise already.
         """
         self.eval()
+        self._fingerprint = self.fingerprint
         if self.config.tie_embeddings and self.head.packed is None:
             # The embedding reads rows of the plain table, so a tied head keeps it and packs a view of its own.
             self.head.weight = nn.Parameter(self.embed.weight.detach(), requires_grad=False)
         pack(self, weights)
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash by which a drafter knows the model that it was trained for, whatever dtype it is loaded in.
+
+        It is of the configuration and a sample of every tensor, in bfloat16: all that a large model is would take minutes.
+        """
+        if self._fingerprint is not None:  # packed weights no longer change
+            return self._fingerprint
+        state = self.dense_state()
+        samples = [sampled(state[name]).to(torch.bfloat16) for name in sorted(state)]
+        described = {key: value for key, value in self.config.to_dict().items() if key != "dtype"}
+        result = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+        result.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
+        return result.hexdigest()
 
     def dense_state(self) -> dict[str, Tensor]:
         """The state dict as if never packed; a tied head is left out."""
@@ -61,3 +80,9 @@ class LanguageModel(Packable):
         if self.config.tie_embeddings:
             state.pop("head.weight", None)
         return state
+
+
+def sampled(tensor: Tensor, most: int = 64) -> Tensor:
+    """At most `most` of a tensor's numbers, evenly from all of it."""
+    flat = tensor.detach().flatten()
+    return flat[:: -(-flat.numel() // most)]

@@ -45,44 +45,64 @@ def accept(
     A row is invalid if a drafted token has draft probability 0 or the target's distribution is not one: the caller's
     mistake, or NaN from a model.
     """
-    B, C = draft_tokens_BC.shape
+    C = draft_tokens_BC.shape[1]
     target_probs_BNV = precise(target_probs_BNV)
     draft_probs_BCV = None if draft_probs_BCV is None else precise(draft_probs_BCV)
-    index_BC1 = draft_tokens_BC[..., None]
-    target_BC = target_probs_BNV[:, :C].gather(-1, index_BC1)[..., 0]
-    if draft_probs_BCV is None:
-        draft_BC = torch.ones_like(target_BC)
-    else:
-        draft_BC = draft_probs_BCV.gather(-1, index_BC1)[..., 0]
+    target_BC, draft_BC = drafted_probs(target_probs_BNV, draft_tokens_BC, draft_probs_BCV)
     real_BC = torch.arange(C, device=drafted_B.device) < drafted_B[:, None]
     # u * draft < target instead of u < target / draft: no division, no epsilon, and never true for a target of 0.
     stays_BC = (uniforms_BNP[:, :C, Purpose.COIN] * draft_BC < target_BC) & real_BC
     n_accepted_B = stays_BC.long().cumprod(1).sum(1)
-
-    at_B11 = n_accepted_B[:, None, None]
-    target_BV = target_probs_BNV.gather(1, at_B11.expand(-1, 1, target_probs_BNV.shape[-1]))[:, 0]
-    rejected_B = n_accepted_B < drafted_B
+    target_BV = row_at(target_probs_BNV, n_accepted_B)
     weights_BV = target_BV
     if C:
-        draft_BV = _draft_row(draft_tokens_BC, draft_probs_BCV, n_accepted_B.clamp(max=C - 1), target_BV)
-        residual_BV = (target_BV - draft_BV).clamp(min=0)
-        # Equal distributions leave nothing over; a rejection there is rounding, and the target itself is right.
-        residual_BV = torch.where(residual_BV.sum(-1, keepdim=True) > 0, residual_BV, target_BV)
-        weights_BV = torch.where(rejected_B[:, None], residual_BV, target_BV)
-    purpose_B = torch.where(rejected_B, int(Purpose.RESIDUAL), int(Purpose.BONUS))
-    rows_B = torch.arange(B, device=drafted_B.device)
-    next_token_B = draw(weights_BV, uniforms_BNP[rows_B, n_accepted_B, purpose_B])
-
-    # A sum of NaN is not above 0, wherever in the row it stands.
-    valid_B = (target_BV.sum(-1) > 0) & ((draft_BC > 0) | ~real_BC).all(1) & ~(target_BC.isnan() & real_BC).any(1)
-    return Acceptance(n_accepted_B, next_token_B, valid_B)
+        draft_BV = draft_row(draft_tokens_BC, draft_probs_BCV, n_accepted_B.clamp(max=C - 1), target_BV)
+        weights_BV = leftover((target_BV - draft_BV).clamp(min=0), target_BV, n_accepted_B < drafted_B)
+    next_token_B = draw_next(weights_BV, n_accepted_B, drafted_B, uniforms_BNP)
+    return Acceptance(n_accepted_B, next_token_B, valid(target_BV, target_BC, draft_BC, real_BC))
 
 
-def _draft_row(tokens_BC: Tensor, probs_BCV: Tensor | None, at_B: Tensor, like_BV: Tensor) -> Tensor:
-    """The draft's distribution at position `at_B` of each row: [B, V]."""
+def drafted_probs(
+    target_probs_BNV: Tensor, draft_tokens_BC: Tensor, draft_probs_BCV: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The target's and the draft's probability of every drafted token, [B, C] each."""
+    index_BC1 = draft_tokens_BC[..., None]
+    target_BC = target_probs_BNV[:, : draft_tokens_BC.shape[1]].gather(-1, index_BC1)[..., 0]
+    if draft_probs_BCV is None:
+        return target_BC, torch.ones_like(target_BC)
+    return target_BC, draft_probs_BCV.gather(-1, index_BC1)[..., 0]
+
+
+def row_at(probs_BNV: Tensor, at_B: Tensor) -> Tensor:
+    """The distribution at position `at_B` of each row: [B, V]."""
+    return probs_BNV.gather(1, at_B[:, None, None].expand(-1, 1, probs_BNV.shape[-1]))[:, 0]
+
+
+def draft_row(tokens_BC: Tensor, probs_BCV: Tensor | None, at_B: Tensor, like_BV: Tensor) -> Tensor:
+    """`row_at` of the draft's distributions, which may be point masses."""
     if probs_BCV is None:
         return torch.zeros_like(like_BV).scatter_(1, tokens_BC.gather(1, at_B[:, None]), 1.0)
-    return probs_BCV.gather(1, at_B[:, None, None].expand(-1, 1, probs_BCV.shape[-1]))[:, 0]
+    return row_at(probs_BCV, at_B)
+
+
+def leftover(residual_BV: Tensor, target_BV: Tensor, rejected_B: Tensor) -> Tensor:
+    """What the next token is drawn from: the residual where a draft was rejected, else the target."""
+    # Equal distributions leave nothing over; a rejection there is rounding, and the target itself is right.
+    residual_BV = torch.where(residual_BV.sum(-1, keepdim=True) > 0, residual_BV, target_BV)
+    return torch.where(rejected_B[:, None], residual_BV, target_BV)
+
+
+def draw_next(weights_BV: Tensor, n_accepted_B: Tensor, drafted_B: Tensor, uniforms_BNP: Tensor) -> Tensor:
+    """The token behind the accepted ones, by the uniform of its place and purpose: [B]."""
+    purpose_B = torch.where(n_accepted_B < drafted_B, int(Purpose.RESIDUAL), int(Purpose.BONUS))
+    rows_B = torch.arange(len(n_accepted_B), device=n_accepted_B.device)
+    return draw(weights_BV, uniforms_BNP[rows_B, n_accepted_B, purpose_B])
+
+
+def valid(target_BV: Tensor, target_BC: Tensor, draft_BC: Tensor, real_BC: Tensor) -> Tensor:
+    """Whether the row drawn from was a distribution and every drafted token could have been drafted: bool [B]."""
+    # A sum of NaN is not above 0, wherever in the row it stands.
+    return (target_BV.sum(-1) > 0) & ((draft_BC > 0) | ~real_BC).all(1) & ~(target_BC.isnan() & real_BC).any(1)
 
 
 def accept_greedy(target_tokens_BN: Tensor, draft_tokens_BC: Tensor, drafted_B: Tensor) -> Acceptance:

@@ -38,11 +38,6 @@ class AutoEngine(SpeculativeEngine):
         self.watched = hasattr(drafter, "observe")
 
     def start(self, batch: Batch) -> None:
-        seconds = self.lookahead.costs.prepare(len(batch.rows))
-        if seconds:
-            # Once per machine and pair: part of the call's time, of no prompt's.
-            add_seconds(batch.seconds, {"calibrate": seconds})
-            batch.started += seconds
         self.capacity = batch.tokens_BM.shape[1] + self.lookahead.max_k + 1
         self.num_draft_tokens = self.lookahead.max_k
         # Where reading the prompt has a price it is paid when drafting is to begin, which may be never.
@@ -108,9 +103,22 @@ class AutoEngine(SpeculativeEngine):
         )
 
 
-def make_engine(target: Any, drafter: Drafter, num_draft_tokens: int | str, **options: Any) -> Callable[[], Engine]:
-    """What makes the engine for each batch of a call. With "auto", batches learn from those before them."""
+def make_engine(
+    target: Any, drafter: Drafter, num_draft_tokens: int | str, **options: Any
+) -> Callable[[int, dict[str, float]], Engine]:
+    """What makes the engine for each batch of a call, given its number of rows. With "auto", batches learn from others.
+
+    Measuring what a batch costs, once per machine and pair, is part of the call's time and of no prompt's: it is done
+    before the batch begins, and added to the times by part that are given, as "calibrate".
+    """
     if isinstance(num_draft_tokens, int):
-        return lambda: SpeculativeEngine(target, drafter, num_draft_tokens, **options)
+        return lambda *_: SpeculativeEngine(target, drafter, num_draft_tokens, **options)
     lookahead = Lookahead(MeasuredCosts(target, drafter))
-    return lambda: AutoEngine(target, drafter, lookahead, **options)
+
+    def new_engine(n_rows: int, by_part: dict[str, float]) -> Engine:
+        seconds = lookahead.costs.prepare(n_rows)
+        if seconds:
+            add_seconds(by_part, {"calibrate": seconds})
+        return AutoEngine(target, drafter, lookahead, **options)
+
+    return new_engine

@@ -16,6 +16,7 @@ from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.objective import CausalLM
+from modicum.train.drafting import DraftRecipe, DraftTraining, is_drafting
 from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
 from modicum.train.loop import Training, check_fresh, console, quality_line
 from modicum.train.optim import initialise
@@ -36,8 +37,10 @@ def train(
         CheckpointError: `resume` without a saved state.
     """
     values, name = read_values(Path(recipe_path), list(overrides or [])), Path(recipe_path).stem
-    run: Run | FineTuning
-    if is_finetuning(values):
+    run: Run | FineTuning | DraftTraining
+    if is_drafting(values):
+        run = DraftTraining(DraftRecipe.from_dict(values), name)
+    elif is_finetuning(values):
         run = FineTuning(FinetuneRecipe.from_dict(values), name)
     else:
         run = Run(Recipe.from_dict(values), name)

@@ -63,6 +63,14 @@ def find_corpus(
     return Corpus(training, kept_out)
 
 
+def held_out_texts(folder: Path) -> list[str]:
+    """The files that a model made by `modicum train` never saw, as its training.json names them; of the running Python's
+    library, and only those that it has."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = json.loads((folder / "training.json").read_text())["held_out"]
+    return [read_text(root / name) for name in names if (root / name).is_file()]
+
+
 def texts_of(source: str, suffixes: tuple[str, ...], exclude: tuple[str, ...]) -> dict[str, Path]:
     """The readable texts of one source, by name."""
     root = Path(sysconfig.get_paths()["stdlib"]) if source == "stdlib" else Path(source).expanduser()

@@ -53,3 +53,23 @@ class Drafter(Protocol):
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         """Go on with these rows, which hold `lengths` tokens now."""
         ...
+
+
+class Sharer(Drafter, Protocol):
+    """A drafter that computes in the target's own cache."""
+
+    def share(self, cache: Any) -> None:
+        """A new batch's cache, which has read all but each row's last token; the target drops rows from it itself."""
+        ...
+
+
+class Observer(Drafter, Protocol):
+    """A drafter that is shown what the target makes of every token, prompt and text, as soon as it has read it."""
+
+    def observe(self, hidden_BLD: Tensor, counts_B: Tensor, counts: list[int]) -> None:
+        """What the target's head reads at its next tokens; row b keeps the first `counts[b]` of them.
+
+        It is called after `start`: chunk by chunk for the prompts, without each row's last token, and once per loop for
+        that token and the accepted ones, before the batch has taken them.
+        """
+        ...

@@ -1,6 +1,7 @@
 """A smaller model of the same family as the draft (the choice of 2302.01318)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from modicum.speculative.drafters.base import Draft
 
 class ModelDrafter:
     """Drafts token by token with a language model that shares the target's tokenizer."""
+
+    k_invariant = True  # what it draws a token from depends on the text before that token alone
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -49,19 +52,33 @@ class ModelDrafter:
         counts = self.offers(batch, allowed)
         if not max(counts):
             return Draft.empty(batch)
-        logits_BV = self._catch_up(batch)
+        calls, logits_BV = 1, self._catch_up(batch)
         tokens: list[Tensor] = []
         probs: list[Tensor | None] = []
         for offset in range(max(counts)):
             if offset:
-                logits_BV = self.model(tokens[-1][:, None], cache=self.cache)[:, -1]
-                self._commit([1] * len(counts))
-            seen_BV = self._seen(batch, tokens)
-            token_B, probs_BV = self._draw(batch, self._fit(logits_BV, batch.vocab_size), seen_BV, noise_BNP, offset)
+                logits_BV = batch.clock.call("draft", self.model, tokens[-1][:, None], cache=self.cache)[:, -1]
+                self.read = [read + 1 for read in self.read]
+                self.cache.commit(1, self.read)
+                calls += 1
+            logits_BV, seen_BV = self._fit(logits_BV, batch.vocab_size), self._seen(batch, tokens)
+            if batch.processors is not None:
+                drafted_BC = torch.stack(tokens, 1) if tokens else batch.last_B1[:, :0]
+                scores_B1V, stuck = batch.process(logits_BV, seen_BV, drafted_BC, [count - 1 for count in counts])
+                # A row that nothing may follow is not drafted further; whether it gets there is for the target to say.
+                counts = [min(pair) for pair in zip(counts, stuck, strict=True)]
+                if max(counts) <= offset:
+                    break
+                for row in (row for row, at in enumerate(stuck) if at == offset):
+                    scores_B1V[row, 0] = logits_BV[row]  # to draw from beside rows that go on
+                logits_BV, seen_BV = scores_B1V[:, 0], None
+            token_B, probs_BV = self._draw(batch, logits_BV, seen_BV, noise_BNP, offset)
             tokens.append(token_B)
             probs.append(probs_BV)
+        if not tokens:
+            return replace(Draft.empty(batch), calls=calls)
         drawn = [p for p in probs if p is not None]
-        return Draft(torch.stack(tokens, 1), torch.stack(drawn, 1) if drawn else None, counts, len(tokens))
+        return Draft(torch.stack(tokens, 1), torch.stack(drawn, 1) if drawn else None, counts, calls)
 
     def offers(self, batch: Batch, allowed: list[int]) -> list[int]:
         """All that is allowed, up to the draft's own context."""
@@ -95,7 +112,8 @@ class ModelDrafter:
             columns_BL = self.cache.lengths_B[:, None] + torch.arange(max(behind), device=batch.device)
             ids_BL = batch.tokens_BM.gather(1, columns_BL.clamp(max=batch.tokens_BM.shape[1] - 1))
             last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
-        logits_BV = self.model(self._readable(ids_BL), cache=self.cache, at_BN=last_B1)[:, -1]
+        ids_BL = self._readable(ids_BL)
+        logits_BV = batch.clock.call("draft", self.model, ids_BL, cache=self.cache, at_BN=last_B1)[:, -1]
         self._commit(behind)
         return logits_BV
 
@@ -126,7 +144,7 @@ class ModelDrafter:
         """The draft's logits over the target's vocabulary: its own padding cut off, what it lacks impossible."""
         missing = vocab_size - logits_BV.shape[-1]
         if missing <= 0:
-            return logits_BV[:, :vocab_size]
+            return logits_BV[:, :vocab_size] if missing else logits_BV
         return torch.nn.functional.pad(logits_BV, (0, missing), value=-torch.inf)
 
     @staticmethod

@@ -20,6 +20,7 @@ class NgramDrafter:
     """
 
     max_rows: int | None = None
+    k_invariant = True  # point masses: see `speculative.invariant`
 
     def __init__(self, longest: int = 4) -> None:
         self.longest = longest
