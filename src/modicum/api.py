@@ -3,6 +3,7 @@
 from collections import ChainMap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from time import perf_counter
@@ -44,6 +45,7 @@ from modicum.gqa.refit import convert_model, converted_tensors
 from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
+from modicum.speculative.auto import make_engine
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.drafters.early_exit import EarlyExitDrafter
 from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
@@ -51,7 +53,7 @@ from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.drafters.trained import TrainedDrafter
 from modicum.speculative.invariant import check_invariant
-from modicum.speculative.loop import VERIFICATIONS, SpeculativeEngine
+from modicum.speculative.loop import VERIFICATIONS
 from modicum.vivit.model import Vivit
 
 __all__ = [
@@ -201,7 +203,7 @@ def generate(
     target: Any,
     prompts: str | Sequence[str] | Sequence[Sequence[int]],
     draft: Any = None,
-    num_draft_tokens: int = 4,
+    num_draft_tokens: int | str = 4,
     max_new_tokens: int | Sequence[int] = 128,
     temperature: float | Sequence[float] = 1.0,
     top_k: int | Sequence[int | None] | None = None,
@@ -225,7 +227,9 @@ def generate(
         prompts: text, texts, or lists of token ids; any number, batches are formed inside.
         draft: a model with the same tokenizer, a trained drafter from `load`, any other `Drafter`, "ngram" (prompt lookup),
             "self:LAYERS" (the target's own first layers), or None for plain decoding.
-        num_draft_tokens: K of the paper: tokens proposed per target call.
+        num_draft_tokens: K of the paper: tokens proposed per target call. "auto" chooses it for every call by what calls
+            cost on this machine, measured for a moment the first time, and by running acceptance; 0 is plain decoding.
+            The distribution is the same, but as times decide K, the same seed need not give the same text.
         max_new_tokens: exact, unless EOS, a stop string or the context comes first.
         temperature: 0 is greedy. It and the filters take one value, or one per prompt, in the order of `transformers`:
             repetition penalty (prompt included, but not what an encoder reads), temperature, top-k, top-p, min-p.
@@ -310,6 +314,11 @@ def generate(
         check_width(num_draft_tokens if drafter is not None else 0)
         if k_invariant and isinstance(drafter, ModelDrafter):
             drafter = ModelDrafter(exact_view(drafter.model))
+    new_engine: Callable[[], Engine] = (
+        partial(PlainEngine, target)
+        if drafter is None
+        else make_engine(target, drafter, num_draft_tokens, verification=verification, k_invariant=k_invariant)
+    )
     rows: list[Row] = []
     by_part: dict[str, float] = {}
     in_models: dict[str, float] = {}
@@ -323,12 +332,7 @@ def generate(
                 on_token=on_token,
                 logprobs=logprobs,
             )
-            engine: Engine = (
-                PlainEngine(target)
-                if drafter is None
-                else SpeculativeEngine(target, drafter, num_draft_tokens, verification, k_invariant)
-            )
-            rows += run(batch, engine)
+            rows += run(batch, new_engine())
             add_seconds(by_part, batch.seconds)
             add_seconds(in_models, batch.model_seconds)
     rows.sort(key=lambda row: row.request.index)
@@ -380,13 +384,14 @@ def check_video_model(model: Any) -> Vivit:
     return model
 
 
-def make_drafter(draft: Any, num_draft_tokens: int) -> Drafter | None:
+def make_drafter(draft: Any, num_draft_tokens: int | str) -> Drafter | None:
     """What `draft` stands for; checks K as well."""
     if draft is None:
         return None
-    if isinstance(num_draft_tokens, bool) or not isinstance(num_draft_tokens, int) or num_draft_tokens < 1:
+    whole = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool) and num_draft_tokens >= 1
+    if not whole and num_draft_tokens != "auto":
         raise UsageError(
-            f"num_draft_tokens is {num_draft_tokens!r}: it must be a whole number of at least 1; "
+            f'num_draft_tokens is {num_draft_tokens!r}: it must be a whole number of at least 1, or "auto"; '
             "for plain decoding leave the draft out"
         )
     if isinstance(draft, str):

@@ -109,6 +109,13 @@ def refusals(root, tmp_path):
         (["generate", broken, *prompt], 1, "not a complete safetensors file"),
         (["generate", unknown, *prompt], 1, "perceiver9"),
         (["generate", target, *prompt, "--draft", "ngram", "-k", "0"], 2, "-k 0 drafts nothing"),
+        (
+            ["generate", target, *prompt, "--draft", "ngram", "-k", "fast"],
+            2,
+            "give a whole number of at least 1, or auto",
+        ),
+        (["generate", target, *prompt, "--weights", "int4"], 2, "weights `int4` are not known"),
+        (["compare", target, "--draft", "ngram", "-k", "0"], 2, "-k 0 drafts nothing"),
         (["generate", target, "--prompt", ""], 2, "the prompt is empty"),
         (["generate", target, "--prompt", "x" * 500], 2, "the model's context is 97"),
         (["generate", target, *prompt, "--top-p", "0"], 2, "top_p is 0.0"),
@@ -330,6 +337,38 @@ def test_compare(monkeypatch, capsys, folders, tmp_path):
     assert rows[0]["tokens_per_target_call"] == 1
     assert rows[2]["efficiency"] == pytest.approx(rows[2]["tokens_per_target_call"] / 3)
     assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate_with_int8_weights(monkeypatch, capsys, folders):
+    arguments = ["--prompt", "def f", "--temperature", "0", "--max-new-tokens", "9", "--ignore-eos", "--json"]
+    code, out, _ = call(monkeypatch, capsys, "generate", folders / "target", *arguments, "--weights", "int8")
+    model = modicum.load(folders / "target").for_inference(weights="int8")
+    expected = modicum.generate(model, "def f", temperature=0, max_new_tokens=9, ignore_eos=True)
+    assert (code, json.loads(out)["tokens"]) == (0, expected.tokens)
+
+
+def test_k_chosen_by_cost(monkeypatch, capsys, folders, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    pair = [folders / "target", "--draft", folders / "draft", "-k", "auto", "--max-new-tokens", "20"]
+    greedy = ["--prompt", "def f", "--temperature", "0", "--ignore-eos"]
+    code, out, _ = call(monkeypatch, capsys, "generate", *pair, *greedy, "--json")
+    plain = call(monkeypatch, capsys, "generate", folders / "target", *greedy, "--max-new-tokens", "20", "--json")[1]
+    assert code == 0
+    assert json.loads(out)["tokens"] == json.loads(plain)["tokens"]
+    stats = json.loads(out)["stats"]
+    assert sum(stats["loops_by_k"].values()) == stats["target_calls"]
+    assert stats["mean_k"] is not None
+    assert list((tmp_path / "cache" / "modicum" / "costs").iterdir())
+
+    figure = tmp_path / "figure.png"
+    code, out, _ = call(monkeypatch, capsys, "compare", *pair, "-k", "2", "--repeats", "1", "--out", figure, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [row["k"] for row in rows] == [0, "auto", 2]
+    assert rows[1]["efficiency"] == pytest.approx(rows[1]["tokens_per_target_call"] / (rows[1]["mean_k"] + 1))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(monkeypatch, capsys, "compare", *pair, "--repeats", "1", "--out", figure, "--force")
+    assert (code, "auto" in out) == (0, True)
 
 
 def test_compare_without_matplotlib_is_refused_before_measuring(monkeypatch, capsys, folders, tmp_path):

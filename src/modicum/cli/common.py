@@ -21,7 +21,30 @@ Draft = Annotated[
         "followed the last tokens before; or `self:LAYERS`: the target's own first layers."
     ),
 ]
-NumDraftTokens = Annotated[int, typer.Option("-k", "--num-draft-tokens", help="Tokens drafted per call of the target.")]
+
+
+def parse_k(text: str) -> int | str:
+    """ "auto", or a whole number."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(
+            f"-k {text} is not a number of draft tokens: give a whole number of at least 1, or auto"
+        ) from None
+
+
+NumDraftTokens = Annotated[
+    Any,
+    typer.Option(
+        "-k",
+        "--num-draft-tokens",
+        parser=parse_k,
+        metavar="N|auto",
+        help="Tokens drafted per call of the target; auto chooses their number anew for every call.",
+    ),
+]
 Verification = Annotated[
     str,
     typer.Option(
@@ -37,6 +60,12 @@ MinP = Annotated[float | None, typer.Option(help="Drop tokens less probable than
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text, whatever else is in the batch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="int8: the target's weights as bytes, on a CPU; int8-dynamic: activations, too; faster, less exact."
+    ),
+]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, also in a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 

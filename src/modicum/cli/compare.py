@@ -32,6 +32,15 @@ def compare(
         Path | None,
         typer.Option(help="JSONL as for `generate`, or text, one prompt per line; without it a few lines of code."),
     ] = None,
+    num_draft_tokens: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-k",
+            "--num-draft-tokens",
+            metavar="N|auto",
+            help="Compare plain decoding with this K only; auto chooses K anew for every call. May be given again.",
+        ),
+    ] = None,
     max_k: Annotated[int, typer.Option(help="Compare K = 0 (plain) to this.")] = 7,
     verification: common.Verification = "token",
     max_new_tokens: common.MaxNewTokens = 128,
@@ -54,6 +63,10 @@ def compare(
 
     if max_k < 1 or repeats < 1:
         raise UsageError(f"--max-k {max_k} --repeats {repeats}: both must be at least 1")
+    chosen = [common.parse_k(text) for text in num_draft_tokens or ()]
+    for k in chosen:
+        if isinstance(k, int) and k < 1:
+            raise UsageError(f"-k {k} drafts nothing, which is always compared: give at least 1, or auto")
     common.check_writable(out, force=force)
     load_pyplot()  # a missing matplotlib is refused now, not after minutes of measuring
     texts = list(PROMPTS) if prompts is None else batch.read_texts(prompts)
@@ -67,7 +80,8 @@ def compare(
         "seed": seed,
         "ignore_eos": True,
     }
-    rows = measure(models, texts, list(range(max_k + 1)), repeats, settings)
+    ks = [0, *dict.fromkeys(chosen)] if chosen else list(range(max_k + 1))
+    rows = measure(models, texts, ks, repeats, settings)
     speculation_figure(rows, out, f"{target} with {draft}")
     if as_json:
         print(json.dumps(rows))
@@ -77,7 +91,7 @@ def compare(
 
 
 def measure(
-    models: tuple[Any, Any], prompts: list[Any], ks: list[int], repeats: int, settings: dict[str, Any]
+    models: tuple[Any, Any], prompts: list[Any], ks: list[Any], repeats: int, settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """One row per K. Prompts run one at a time, K by K in turns, so that a slow moment meets every K."""
     from rich.console import Console
@@ -87,35 +101,38 @@ def measure(
 
     target, draft = models
 
-    def once(k: int, prompt: Any) -> Any:
+    def once(k: Any, prompt: Any) -> Any:
         speculative = {"draft": draft, "num_draft_tokens": k} if k else {}
         return api.generate(target, [prompt], **speculative, **settings).stats
 
-    once(0, prompts[0]), once(1, prompts[0])
-    runs: dict[int, list[Any]] = {k: [] for k in ks}
+    # The first calls wait for memory and kernels, and "auto" for its calibration.
+    once(0, prompts[0]), once("auto" if "auto" in ks else 1, prompts[0])
+    runs: dict[Any, list[Any]] = {k: [] for k in ks}
     rounds = [(k, prompt) for _ in range(repeats) for prompt in prompts for k in ks]
     for k, prompt in track(rounds, "measuring", console=Console(stderr=True)):
         runs[k].append(once(k, prompt))
     return [row_of(k, runs[k], settings["max_new_tokens"]) for k in ks]
 
 
-def row_of(k: int, runs: list[Any], tokens: int) -> dict[str, Any]:
+def row_of(k: Any, runs: list[Any], tokens: int) -> dict[str, Any]:
     """The figures of one K; times scaled to `tokens` tokens, because a text may end at the context."""
     seconds = [run.seconds / run.tokens * tokens for run in runs]
     loops = sum(run.target_calls for run in runs)
     accepted = sum(run.accepted for run in runs)
     judged = accepted + sum(run.rejected for run in runs)
     per_call = sum(run.tokens for run in runs) / loops
+    mean_k = sum(n * run.loops_by_k[n] for run in runs for n in run.loops_by_k) / loops if k == "auto" else k
     return {
         "k": k,
+        "mean_k": mean_k,
         "tokens": tokens,
         "seconds_mean": statistics.mean(seconds),
         "seconds_sd": statistics.stdev(seconds) if len(seconds) > 1 else 0.0,
         "tokens_per_second": tokens / statistics.median(seconds),
         "acceptance_rate": accepted / judged if judged else None,
         "tokens_per_target_call": per_call,
-        "efficiency": per_call / (k + 1),
-        "accepted_per_k_plus_1": accepted / loops / (k + 1),
+        "efficiency": per_call / (mean_k + 1),
+        "accepted_per_k_plus_1": accepted / loops / (mean_k + 1),
         "ms_per_loop": sum(run.seconds for run in runs) / loops * 1e3,
     }
 
@@ -129,7 +146,7 @@ def table(rows: list[dict[str, Any]]) -> Any:
     result = Table(*heads, box=None, padding=(0, 1), pad_edge=False)
     for row in rows:
         result.add_row(
-            str(row["k"]),
+            f"auto {row['mean_k']:.1f}" if row["k"] == "auto" else str(row["k"]),
             f"{row['seconds_mean']:.3f}",
             f"{row['seconds_sd']:.3f}",
             f"{row['tokens_per_second']:.1f}",

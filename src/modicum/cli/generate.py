@@ -48,6 +48,7 @@ def generate(
     ] = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    weights: common.Weights = None,
     as_json: common.Json = False,
     no_color: common.NoColor = False,
 ) -> None:
@@ -68,26 +69,33 @@ def generate(
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
     }
-    if draft is not None and num_draft_tokens < 1:
+    if draft is not None and num_draft_tokens != "auto" and num_draft_tokens < 1:
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")
     if (prompt is None) == (prompts is None):
         raise UsageError("give either --prompt TEXT (`-` for stdin), or --prompts FILE.jsonl with --out FILE.jsonl")
     if logprobs and prompts is None and not as_json:
         raise UsageError("--logprobs needs a place to go: add --json, or use --prompts")
+
+    def load() -> tuple[Any, Any]:
+        models = common.load_pair(target, draft, device, dtype)
+        if weights is not None:
+            models[0].for_inference(weights=weights)
+        return models
+
     if prompts is not None:
         from modicum.cli import batch
 
         if out is None:
             raise UsageError("--prompts needs --out FILE.jsonl to write to")
         common.check_writable(out, force=force)
-        job = batch.Job(prompts, out, {"target": target, "draft": draft, "dtype": dtype, "seed": seed, **settings})
-        batch.run(job, lambda: common.load_pair(target, draft, device, dtype), settings, seed)
+        named = {"target": target, "draft": draft, "dtype": dtype, "seed": seed, **settings}
+        job = batch.Job(prompts, out, named if weights is None else {**named, "weights": weights})
+        batch.run(job, load, settings, seed)
         return
     text = sys.stdin.read() if prompt == "-" else str(prompt)
     if not text:
         raise UsageError("the prompt is empty: give at least one character to continue")
-    models = common.load_pair(target, draft, device, dtype)
-    stream(models, text, {**settings, "seed": seed}, as_json=as_json, color=not no_color)
+    stream(load(), text, {**settings, "seed": seed}, as_json=as_json, color=not no_color)
 
 
 def stream(models: tuple[Any, Any], text: str, settings: dict[str, Any], *, as_json: bool, color: bool) -> None:
@@ -134,4 +142,7 @@ def closing_line(stats: Any) -> str:
     if not stats.judged_by_position:
         return line
     positions = " ".join(common.percent(share) for share in stats.acceptance_by_position)
-    return f"{line}, {stats.tokens_per_target_call:.2f} tokens per target call, accepted by position {positions}"
+    chosen = "" if stats.mean_k is None else f", K {stats.mean_k:.1f} on average"
+    return (
+        f"{line}, {stats.tokens_per_target_call:.2f} tokens per target call{chosen}, accepted by position {positions}"
+    )

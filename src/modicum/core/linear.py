@@ -1,12 +1,13 @@
 """How a weight is held: trainable, or packed once for the processor it runs on."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modicum.core.int8 import FORMS, Int8Linear
 from modicum.errors import UsageError
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -35,8 +36,8 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias) if self.packed is None else self.packed(x)
 
-    def pack(self) -> None:
-        self.packed = PackedLinear(self.weight, self.bias)
+    def pack(self, weights: str | None = None) -> None:
+        self.packed = PackedLinear(self.weight, self.bias, weights)
         self.weight = self.bias = None  # type: ignore[assignment]
 
     def dense(self) -> Iterator[tuple[str, Tensor]]:
@@ -68,11 +69,11 @@ class Projections(nn.Module):
         outputs = tuple(layer(x) for layer in self.children())
         return outputs if activation is None else tuple(map(ACTIVATIONS[activation], outputs))
 
-    def pack(self) -> None:
+    def pack(self, weights: str | None = None) -> None:
         layers = [layer for layer in self.children() if isinstance(layer, Linear)]
-        weights: list[Tensor] = [layer.weight for layer in layers]
+        held: list[Tensor] = [layer.weight for layer in layers]
         biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-        self.packed = PackedLinear(torch.cat(weights), torch.cat(biases) if biases else None)
+        self.packed = PackedLinear(torch.cat(held), torch.cat(biases) if biases else None, weights)
         for layer in layers:
             layer.weight = layer.bias = None  # type: ignore[assignment]
 
@@ -91,10 +92,14 @@ class Projections(nn.Module):
 class PackedLinear:
     """A weight in the layout that is fastest to read: oneDNN's blocks for float32 and bfloat16 on a CPU, else as it was.
 
-    Not a module, so that a packed model has no parameters an optimizer could pick up by mistake.
+    With `weights`, one of `core.int8.FORMS`, it is rounded to bytes, and what it was is gone. Not a module, so that a packed
+    model has no parameters an optimizer could pick up by mistake.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, weights: str | None = None) -> None:
+        self.int8 = None if weights is None else Int8Linear(weight, bias, weights)
+        if self.int8 is not None:
+            return
         self.weight = weight.detach()
         self.bias = None if bias is None else bias.detach()
         self.blocked = can_block(weight)
@@ -102,12 +107,27 @@ class PackedLinear:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, PACKED_ROWS)
 
     def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
+        if self.int8 is not None:
+            y = self.int8(x)
+            return y if activation is None else ACTIVATIONS[activation](y)
         if self.blocked and activation in FUSED:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *FUSED[activation])
         y = self(x) if self.blocked else F.linear(x, self.weight, self.bias)
         return y if activation is None else ACTIVATIONS[activation](y)
 
+    @property
+    def form(self) -> str:
+        """How the weight is held, in words: what a product with it costs depends on that."""
+        if self.int8 is not None:
+            return self.int8.form
+        return f"{str(self.weight.dtype).removeprefix('torch.')} {'blocked' if self.blocked else 'plain'}"
+
     def dense(self) -> "DenseWeight":
+        if self.int8 is not None:
+            raise UsageError(
+                "this model's weights were rounded to int8 and the ones they came from are gone: "
+                "load the checkpoint again to save or change it"
+            )
         return DenseWeight(self.weight.to_dense() if self.blocked else self.weight, self.bias)
 
 
@@ -130,14 +150,28 @@ def can_block(weight: Tensor) -> bool:
     return weight.dtype == torch.float32
 
 
-def pack(model: nn.Module) -> None:
-    """Pack every linear layer of `model` in place, one after another, so that no weight is held twice for long."""
-    groups = [module for module in model.modules() if isinstance(module, Projections)]
+def pack(model: nn.Module, weights: str | None = None) -> None:
+    """Pack every linear layer of `model` in place, one after another, so that no weight is held twice for long.
+
+    What is packed already stays as it is.
+
+    Raises:
+        UsageError: weights in a form that is not known or not for this machine, or packed in another form already.
+    """
+    if weights is not None and weights not in FORMS:
+        raise UsageError(f"weights `{weights}` are not known: use {', '.join(FORMS)}, or leave it out")
+    groups: list[Any] = [module for module in model.modules() if isinstance(module, Projections)]
     inside = {id(layer) for group in groups for layer in group.children()}
     layers = [m for m in model.modules() if isinstance(m, Linear) and id(m) not in inside]
+    held = [module.packed for module in (*groups, *layers) if module.packed is not None]
+    if weights is not None and any(packed.form != weights for packed in held):
+        raise UsageError(
+            f"this model is packed for inference already, not as {weights}: load it again and "
+            f'call `for_inference(weights="{weights}")` before it is used'
+        )
     for module in (*groups, *layers):
         if module.packed is None:
-            module.pack()
+            module.pack(weights)
     model.requires_grad_(False)
 
 

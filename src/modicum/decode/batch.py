@@ -96,6 +96,7 @@ class Loop:
 
     `new_BN` and `n_new_B` are the tokens and their number where the models run, so that nothing has to travel back; a
     row's last token is repeated behind it.
+    `k` is how many were asked for, where that is chosen for every loop.
     """
 
     tokens: list[list[int]]
@@ -106,6 +107,7 @@ class Loop:
     draft_calls: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     logprobs: list[list[TokenLogprob]] | None = None
+    k: int | None = None
 
 
 class Batch:
@@ -201,7 +203,7 @@ class Batch:
             kept = len(row.tokens) - start
             # Tokens behind an end were never part of the text: neither accepted nor rejected.
             judged = loop.judged[at] if kept > accepted else min(loop.judged[at], kept)
-            row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds)
+            row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds, loop.k)
             self.lengths[at] = len(row.tokens)
         self._append(loop.new_BN, loop.n_new_B)
         return [row for row in self.rows if row.finish_reason is not None]

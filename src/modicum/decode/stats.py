@@ -22,6 +22,7 @@ class GenerationStats:
     draft_calls: int = 0
     accepted_by_position: list[int] = field(default_factory=list)
     judged_by_position: list[int] = field(default_factory=list)
+    loops_by_k: dict[int, int] = field(default_factory=dict)  # how often each K was chosen; empty where it is fixed
     seconds: float = 0.0
     seconds_by_part: dict[str, float] = field(default_factory=dict)
     model_seconds: dict[str, float] = field(default_factory=dict)
@@ -48,6 +49,12 @@ class GenerationStats:
         return [accepted / judged if judged else None for accepted, judged in pairs]
 
     @property
+    def mean_k(self) -> float | None:
+        """Drafted tokens asked for per loop, where their number was chosen. None: it was not."""
+        loops = sum(self.loops_by_k.values())
+        return sum(k * n for k, n in self.loops_by_k.items()) / loops if loops else None
+
+    @property
     def tokens_per_target_call(self) -> float | None:
         return self.tokens / self.target_calls if self.target_calls else None
 
@@ -61,8 +68,12 @@ class GenerationStats:
         loops = sum(seconds for part, seconds in self.seconds_by_part.items() if part != "prefill")
         return 1 - sum(self.model_seconds.values()) / loops if loops else None
 
-    def record_loop(self, n_tokens: int, judged: int, accepted: int, draft_calls: int, seconds: float) -> None:
+    def record_loop(
+        self, n_tokens: int, judged: int, accepted: int, draft_calls: int, seconds: float, k: int | None = None
+    ) -> None:
         """One target call for this row, which yielded `n_tokens`, the first `accepted` of `judged` from the draft."""
+        if k is not None:
+            self.loops_by_k[k] = self.loops_by_k.get(k, 0) + 1
         self.tokens += n_tokens
         self.target_calls += 1
         self.draft_calls += draft_calls
@@ -81,6 +92,8 @@ class GenerationStats:
         for position, judged in enumerate(other.judged_by_position):
             self.judged_by_position[position] += judged
             self.accepted_by_position[position] += other.accepted_by_position[position]
+        for k, loops in other.loops_by_k.items():
+            self.loops_by_k[k] = self.loops_by_k.get(k, 0) + loops
         self.seconds_per_token += other.seconds_per_token
 
     def _reach(self, n_positions: int) -> None:
@@ -99,6 +112,8 @@ class GenerationStats:
             "acceptance_rate": self.acceptance_rate,
             "acceptance_by_position": self.acceptance_by_position,
             "tokens_per_target_call": self.tokens_per_target_call,
+            "mean_k": self.mean_k,
+            "loops_by_k": {str(k): self.loops_by_k[k] for k in sorted(self.loops_by_k)},
             "seconds": self.seconds,
             "tokens_per_second": self.tokens_per_second,
             "seconds_by_part": self.seconds_by_part,

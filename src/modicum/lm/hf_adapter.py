@@ -61,7 +61,9 @@ class HFAdapter:
                 "generate without a draft"
             )
 
-    def for_inference(self) -> "HFAdapter":
+    def for_inference(self, weights: str | None = None) -> "HFAdapter":
+        if weights is not None:
+            raise UsageError(f"{weights} weights are for families with native code, not for `{self.config.family}`")
         return self
 
 

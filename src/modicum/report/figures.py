@@ -26,11 +26,17 @@ def load_pyplot() -> Any:
 def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     """Figure 1 of 2302.01318 from measured rows, one per K: time, efficiency and acceptance, time per loop. Writes a PNG.
 
+    A row whose K is "auto" was measured with K chosen anew for every loop, and is a line across.
+
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     pyplot = load_pyplot()
     figure, (time, share, loop) = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    chosen, rows = [r for r in rows if r["k"] == "auto"], [r for r in rows if r["k"] != "auto"]
+    for row in chosen:
+        time.axhline(row["seconds_mean"], linestyle="--", color="C1", label=f"auto, {row['mean_k']:.1f} on average")
+        time.legend()
     ks = [row["k"] for row in rows]
     drafted = [row for row in rows if row["k"]]
     time.errorbar(ks, [r["seconds_mean"] for r in rows], [r["seconds_sd"] for r in rows], marker="o", capsize=3)

@@ -1,5 +1,6 @@
 """A smaller model of the same family as the draft (the choice of 2302.01318)."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modicum.decode.batch import Batch
-from modicum.decode.loop import open_cache
+from modicum.decode.loop import PREFILL_CHUNK, open_cache
 from modicum.decode.prompts import reads_apart
 from modicum.decode.random import Purpose
 from modicum.decode.sampling import draw, greedy, seen_prefixes
@@ -48,8 +49,7 @@ class ModelDrafter:
         self.read = counts  # tokens in the cache, per row
 
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
-        context = self.model.config.max_seq_len
-        counts = [max(0, min(n, context - length)) for n, length in zip(allowed, batch.lengths, strict=True)]
+        counts = self.offers(batch, allowed)
         if not max(counts):
             return Draft.empty(batch)
         calls, logits_BV = 1, self._catch_up(batch)
@@ -80,16 +80,32 @@ class ModelDrafter:
         drawn = [p for p in probs if p is not None]
         return Draft(torch.stack(tokens, 1), torch.stack(drawn, 1) if drawn else None, counts, calls)
 
+    def offers(self, batch: Batch, allowed: list[int]) -> list[int]:
+        """All that is allowed, up to the draft's own context."""
+        context = self.model.config.max_seq_len
+        return [max(0, min(n, context - length)) for n, length in zip(allowed, batch.lengths, strict=True)]
+
+    def draft_seconds(self, clock: Callable[[Any, int, int], float], rows: int, n_tokens: int) -> float:
+        # The first call reads one token after a rejection, and two after full acceptance.
+        return clock(self.model, rows, 2) + (n_tokens - 1) * clock(self.model, rows, 1)
+
+    def read_seconds(self, clock: Callable[[Any, int, int], float], rows: int, n_tokens: int) -> float:
+        return clock(self.model, rows, n_tokens + 1) - clock(self.model, rows, 1)
+
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         self.read = [self.read[row] for row in rows]
         self.cache.keep(rows, self.read)
 
     def _catch_up(self, batch: Batch) -> Tensor:
-        """Read whatever the draft has not: one token after a rejection, two after full acceptance. -> [B, V]"""
+        """Read whatever the draft has not: one token after a rejection, two after full acceptance, more after loops
+        without it. -> [B, V]"""
         # Of what the draft read last time, the accepted tokens stand; the last token of a row is new to it.
         self.read = [min(read, length - 1) for read, length in zip(self.read, batch.lengths, strict=True)]
         self.cache.truncate(batch.lengths_B - 1, self.read)
         behind = [length - read for read, length in zip(self.read, batch.lengths, strict=True)]
+        while min(behind) > PREFILL_CHUNK:
+            self._read_on(batch, PREFILL_CHUNK)
+            behind = [n - PREFILL_CHUNK for n in behind]
         if max(behind) == 1:
             ids_BL, last_B1 = batch.last_B1, None
         else:
@@ -100,6 +116,13 @@ class ModelDrafter:
         logits_BV = batch.clock.call("draft", self.model, ids_BL, cache=self.cache, at_BN=last_B1)[:, -1]
         self._commit(behind)
         return logits_BV
+
+    def _read_on(self, batch: Batch, n_tokens: int) -> None:
+        """Read `n_tokens` more of every row, in the memory of one chunk of a prompt."""
+        columns_BL = self.cache.lengths_B[:, None] + torch.arange(n_tokens, device=batch.device)
+        nothing_BN = columns_BL[:, :0]
+        self.model(self._readable(batch.tokens_BM.gather(1, columns_BL)), cache=self.cache, at_BN=nothing_BN)
+        self._commit([n_tokens] * len(self.read))
 
     def _readable(self, ids: Tensor) -> Tensor:
         """Ids that only the target's larger table has, as the draft's last: a poor guess, but still only a guess."""
