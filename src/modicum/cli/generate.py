@@ -43,6 +43,17 @@ def generate(
     seed: common.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,
+    k_invariant: Annotated[
+        bool, typer.Option("--k-invariant", help="The same seed gives the same text for every -k, up to rounding.")
+    ] = False,
+    bit_exact: Annotated[
+        bool,
+        typer.Option(
+            "--bit-exact",
+            help="Logits to the last bit, whatever is scored with them: greedy text is then the same with any draft and "
+            "without. Slower, one prompt at a time; float32 or bfloat16.",
+        ),
+    ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     as_json: common.Json = False,
@@ -63,6 +74,8 @@ def generate(
         "repetition_penalty": repetition_penalty,
         "stop": stop or None,
         "ignore_eos": ignore_eos,
+        "k_invariant": k_invariant,
+        "bit_exact": bit_exact,
     }
     if draft is not None and num_draft_tokens < 1:
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")
