@@ -19,7 +19,7 @@ from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.statistics import binomial_tail, chi_square, chi_square_tail, corrected
 from tests.helpers import perturbed, prompts, tiny, tiny_t5
 
-SMALL = {"samples": 1600, "contexts": 2, "texts": 6, "num_draft_tokens": 3, "seed": 1}
+SMALL = {"samples": 1000, "contexts": 2, "texts": 6, "num_draft_tokens": 3, "seed": 1}
 
 
 def certify(target, drafter=None, dtype=torch.float32, given=None, **settings):
@@ -51,7 +51,8 @@ def test_a_sound_pair_passes(settings, drafter):
     # An n-gram may have nothing to propose at these contexts.
     assert checks["acceptance"].passed in ((True,) if drafter is None else (True, None))
     assert checks["bit-exact"].figures["differing_without"] > 0
-    assert len(checks["distribution"].figures["p_values"]) >= 3
+    # Second tokens are tested behind first ones that are frequent enough.
+    assert len(checks["distribution"].figures["p_values"]) >= (3 if "top_k" in settings else 2)
     for context in checks["acceptance"].figures.get("contexts", []):
         assert context["measured"] == pytest.approx(context["theory"], abs=0.08)
 
@@ -61,7 +62,7 @@ def test_in_low_precision_too():
 
 
 def test_a_text_about_a_text():
-    checks = certify(tiny_t5(), given=prompts([5, 9, 2]), samples=800)
+    checks = certify(tiny_t5(), given=prompts([5, 9, 2]), samples=600)
     assert verdicts(checks) == ["PASS"] * 4
 
 
