@@ -112,8 +112,8 @@ def _view(module: Any) -> Any:
     view = copy.copy(module)
     view._modules = {name: None if child is None else _view(child) for name, child in module._modules.items()}
     if isinstance(view, Linear | Projections) and view.packed is not None:
-        layers: list[Any] = [view] if isinstance(view, Linear) else list(view.children())
-        check_rows(view.packed, layers[0].in_features)
+        first: Any = view if isinstance(view, Linear) else next(view.children())
+        check_rows(view.packed, first.in_features)
         view.packed = FixedRows(view.packed)  # type: ignore[assignment]
     if isinstance(view, Attention):
         view.attend = causal_alone
