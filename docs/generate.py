@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERBS = (
     "generate",
     "compare",
+    "certify",
     "evaluate",
     "classify",
     "inspect",

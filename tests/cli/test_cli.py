@@ -48,7 +48,7 @@ def test_importing_costs_nothing():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("verb", ["generate", "compare", "inspect", "train", "demo"])
+@pytest.mark.parametrize("verb", ["generate", "compare", "certify", "inspect", "train", "demo"])
 def test_help(monkeypatch, capsys, verb):
     code, out, _ = call(monkeypatch, capsys, verb, "--help")
     assert code == 0

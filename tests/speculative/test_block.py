@@ -103,14 +103,13 @@ def draws_the_residual_of_one_token(target, tokens, draft, drafted, noise):
     "rule", [stops_at_the_first_failure, judges_prefixes_by_their_weight, draws_the_residual_of_one_token, accept]
 )
 def test_the_enumeration_notices_a_broken_rule(rule):
-    pairs = [(rows(seed), rows(seed + 100)) for seed in range(60, 64)]
-    assert max(error(*pair, drafted=3) for pair in pairs) < EXACT
+    pairs = [(rows(seed), rows(seed + 100)) for seed in (60, 62)]
     assert max(error(*pair, rule, drafted=3) for pair in pairs) > 1e-3
 
 
 def test_never_fewer_tokens_than_token_by_token():
     gains = []
-    for seed in range(40, 52):
+    for seed in range(40, 46):
         target, draft = rows(seed), rows(seed + 100, temperature=0.5 + seed % 4)
         blockwise = expected_accepted(target, draft, accept_block, V, 3, points=block_points)
         tokenwise = expected_accepted(target, draft, accept, V, 3)
@@ -172,7 +171,7 @@ def test_sampled_distribution_is_the_targets(drafter):
     """Texts of three tokens through the public call, two drafted at a time: their joint distribution, chi-square."""
     target = tiny(vocab_size=4, scale=0.5)
     draft = perturbed(target, 9, 0.3) if drafter == "model" else "ngram"
-    n, prompt, settings = 40_000, [1, 3, 1, 3], {"temperature": 0.8, "top_p": 0.95}
+    n, prompt, settings = (20_000 if drafter == "model" else 8_000), [1, 3, 1, 3], {"temperature": 0.8, "top_p": 0.95}
     call = {"draft": draft, "num_draft_tokens": 2, "max_new_tokens": 3, **settings}
     out = modicum.generate(target, [prompt] * n, verification="block", seed=12, **call)
     probs = pair_probs(target, prompt, **settings)
@@ -188,8 +187,8 @@ def test_the_distribution_test_notices_a_broken_rule(monkeypatch):
     monkeypatch.setattr(block, "prefix_weights", lambda t, d: whole(t * 1.5, d))
     target = tiny(vocab_size=5, scale=0.5)
     call = {"draft": perturbed(target, 9, 0.3), "num_draft_tokens": 2, "max_new_tokens": 3, "seed": 2}
-    out = modicum.generate(target, [[1, 3]] * 15_000, verification="block", **call)
-    statistic, freedom = chi_square(Counter(map(tuple, out.tokens)), pair_probs(target, [1, 3]), 15_000)
+    out = modicum.generate(target, [[1, 3]] * 6_000, verification="block", **call)
+    statistic, freedom = chi_square(Counter(map(tuple, out.tokens)), pair_probs(target, [1, 3]), 6_000)
     assert statistic > limit(freedom)
 
 
@@ -197,12 +196,12 @@ def test_more_tokens_per_call_through_the_public_call():
     target = tiny(scale=0.4)
     call = {"draft": perturbed(target, 5, 0.1), "num_draft_tokens": 5, "max_new_tokens": 60, "seed": 3}
     token, blockwise = (
-        modicum.generate(target, [[1, 2]] * 300, verification=rule, **call).stats for rule in ("token", "block")
+        modicum.generate(target, [[1, 2]] * 100, verification=rule, **call).stats for rule in ("token", "block")
     )
     assert token.tokens_per_target_call * 1.02 < blockwise.tokens_per_target_call
     for stats in (token, blockwise):
         # Every loop emits the accepted tokens and one of the target's, but where a text ends within them.
-        assert stats.tokens - 300 <= stats.accepted + stats.target_calls <= stats.tokens + 300
+        assert stats.tokens - 100 <= stats.accepted + stats.target_calls <= stats.tokens + 100
         assert len(stats.acceptance_by_position) == 5
 
 

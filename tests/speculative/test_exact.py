@@ -55,7 +55,7 @@ def test_every_family_to_the_bit(case, tmp_path):
     by_company = 0
     for dtype in DTYPES:
         model = modicum.load(tmp_path, dtype=dtype).for_inference()
-        for seed, given in enumerate(prompts([41, 50], vocab_size=61)):
+        for seed, given in enumerate(prompts([45], vocab_size=61)):
             assert differing(exact_view(model), given, seed) == 0
             by_company += differing(model, given, seed, rounds=1)
     # Positive control: as models compute otherwise, bits depend on company.
@@ -130,10 +130,10 @@ def recorded(monkeypatch, target, given, **call):
 def test_hundreds_of_prompts_through_the_public_call(dtype, monkeypatch):
     target, draft = tiny(scale=0.2).to(dtype), perturbed(tiny(scale=0.2), 5, 0.03).to(dtype)
     generator = random.Random(0)
-    for index, given in enumerate(prompts([1 + i % 23 for i in range(120)])):
-        plain, alone = recorded(monkeypatch, target, given, max_new_tokens=6)
+    for index, given in enumerate(prompts([1 + i % 23 for i in range(100)])):
+        plain, alone = recorded(monkeypatch, target, given, max_new_tokens=5)
         drafter = "ngram" if index % 4 == 3 else draft
-        settings = {"draft": drafter, "num_draft_tokens": generator.randint(1, 10), "max_new_tokens": 6}
+        settings = {"draft": drafter, "num_draft_tokens": generator.randint(1, 10), "max_new_tokens": 5}
         text, logits = recorded(monkeypatch, target, given, **settings)
         assert text == plain
         assert torch.equal(logits, alone)

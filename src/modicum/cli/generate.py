@@ -46,6 +46,17 @@ def generate(
     logprobs: Annotated[
         int, typer.Option(help="Log-probabilities of every token and of the N best in its place, in JSON output.")
     ] = 0,
+    k_invariant: Annotated[
+        bool, typer.Option("--k-invariant", help="The same seed gives the same text for every -k, up to rounding.")
+    ] = False,
+    bit_exact: Annotated[
+        bool,
+        typer.Option(
+            "--bit-exact",
+            help="Logits to the last bit, whatever is scored with them: greedy text is then the same with any draft and "
+            "without. Slower, one prompt at a time; float32 or bfloat16.",
+        ),
+    ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     weights: common.Weights = None,
@@ -68,6 +79,8 @@ def generate(
         "stop": stop or None,
         "ignore_eos": ignore_eos,
         "logprobs": logprobs,
+        "k_invariant": k_invariant,
+        "bit_exact": bit_exact,
     }
     if draft is not None and num_draft_tokens != "auto" and num_draft_tokens < 1:
         raise UsageError(f"-k {num_draft_tokens} drafts nothing: give at least 1, or leave --draft out")

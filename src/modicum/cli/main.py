@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from modicum import __version__
-from modicum.cli import classify, compare, convert, convert_video, demo, evaluate, generate, inspect, train, uptrain
+from modicum.cli import (
+    certify,
+    classify,
+    compare,
+    convert,
+    convert_video,
+    demo,
+    evaluate,
+    generate,
+    inspect,
+    train,
+    uptrain,
+)
 from modicum.cli.common import INTERRUPTED
 from modicum.errors import ModicumError
 
@@ -42,6 +54,7 @@ ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__nam
 
 app.command(epilog=generate.EXAMPLES)(generate.generate)
 app.command(epilog=compare.EXAMPLES)(compare.compare)
+app.command(epilog=certify.EXAMPLES)(certify.certify)
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=train.EXAMPLES)(train.train)

@@ -114,8 +114,8 @@ def _view(module: Any) -> Any:
     view._modules = {name: None if child is None else _view(child) for name, child in module._modules.items()}
     # Sums of integers are exact: int8 products have the same bits as they are.
     if isinstance(view, Linear | Projections) and view.packed is not None and view.packed.int8 is None:
-        layers: list[Any] = [view] if isinstance(view, Linear) else list(view.children())
-        check_rows(view.packed, layers[0].in_features)
+        first: Any = view if isinstance(view, Linear) else next(view.children())
+        check_rows(view.packed, first.in_features)
         view.packed = FixedRows(view.packed)  # type: ignore[assignment]
     if isinstance(view, Attention):
         view.attend = causal_alone

@@ -96,7 +96,6 @@ class Loop:
 
     `new_BN` and `n_new_B` are the tokens and their number where the models run, so that nothing has to travel back; a
     row's last token is repeated behind it.
-
     `k` is how many were asked for, where that is chosen for every loop.
     """
 

@@ -60,6 +60,7 @@ class Sampler:
         self.tempered = any(p.temperature not in (0, 1) for p in params)
         self.cut_k = any(p.top_k is not None for p in params)
         self.cut_p = any(p.top_p is not None and p.top_p < 1 for p in params)
+        self.cut_p_everywhere = all(p.top_p is not None and p.top_p < 1 for p in params)
         self.cut_min = any(p.min_p for p in params)
         self.penalty_B11 = self._column([p.repetition_penalty for p in params])
         # A greedy row's probabilities are replaced at the end; until then its temperature only has to be harmless.
@@ -68,9 +69,17 @@ class Sampler:
         self.top_k_B11 = self._column([float(p.top_k or math.inf) for p in params])
         self.top_p_B11 = self._column([1.0 if p.top_p is None else p.top_p for p in params])
         self.min_p_B11 = self._column([p.min_p or 0.0 for p in params])
+        self.cast: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def _column(self, values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self.device)[:, None, None]
+
+    def _like(self, name: str, scores: Tensor) -> Tensor:
+        """A column in the precision of `scores`, cast once."""
+        key = name, scores.dtype
+        if key not in self.cast:
+            self.cast[key] = getattr(self, name).to(scores.dtype)
+        return self.cast[key]
 
     def select(self, rows: list[int]) -> "Sampler":
         """The settings of these rows."""
@@ -90,14 +99,14 @@ class Sampler:
         scores_BNV = self.penalise(logits, seen)
         best_BN = greedy(scores_BNV) if self.any_greedy else None
         if self.tempered:
-            scores_BNV = scores_BNV / self.temperature_B11.to(scores_BNV.dtype)
+            scores_BNV = scores_BNV / self._like("temperature_B11", scores_BNV)
         if self.cut_k:
             scores_BNV = self._keep_top_k(scores_BNV)
         if self.cut_p:
             scores_BNV = self._keep_top_p(scores_BNV)
         probs_BNV = scores_BNV.softmax(dim=-1)
         if self.cut_min:
-            least_BN1 = probs_BNV.amax(-1, keepdim=True) * self.min_p_B11.to(probs_BNV.dtype)
+            least_BN1 = probs_BNV.amax(-1, keepdim=True) * self._like("min_p_B11", probs_BNV)
             # Not divided by its sum: that would change the last bits of rows beside it that have no min-p.
             probs_BNV = scores_BNV.masked_fill(probs_BNV < least_BN1, -math.inf).softmax(dim=-1)
         if best_BN is not None:
@@ -114,7 +123,7 @@ class Sampler:
         if seen is None or not self.penalised:
             return scores_BNV
         seen_BNV = three_axes(seen)
-        penalty_B11 = self.penalty_B11.to(scores_BNV.dtype)
+        penalty_B11 = self._like("penalty_B11", scores_BNV)
         punished_BNV = torch.where(scores_BNV < 0, scores_BNV * penalty_B11, scores_BNV / penalty_B11)
         return torch.where(seen_BNV, punished_BNV, scores_BNV)
 
@@ -137,10 +146,17 @@ class Sampler:
         ordered_BNC, last_BN1 = self._nucleus(scores_BNV)
         count_BN1 = last_BN1 + 1
         least_BN1 = ordered_BNC.gather(-1, last_BN1)
-        equal_BNV = scores_BNV == least_BN1
-        room_BN1 = count_BN1 - (ordered_BNC > least_BN1).sum(-1, keepdim=True)
-        inside_BNV = (scores_BNV > least_BN1) | (equal_BNV & (equal_BNV.cumsum(-1) <= room_BN1))
-        return scores_BNV.masked_fill(~inside_BNV & (self.top_p_B11 < 1), -math.inf)
+        outside_BNV = scores_BNV < least_BN1
+        # Mostly nothing equals the last; a GPU would take longer to say so than to order what does.
+        if scores_BNV.is_cuda or not bool(
+            (outside_BNV.sum(-1, keepdim=True) + count_BN1 == scores_BNV.shape[-1]).all()
+        ):
+            equal_BNV = scores_BNV == least_BN1
+            room_BN1 = count_BN1 - (ordered_BNC > least_BN1).sum(-1, keepdim=True)
+            outside_BNV |= equal_BNV & (equal_BNV.cumsum(-1) > room_BN1)
+        return scores_BNV.masked_fill(
+            outside_BNV if self.cut_p_everywhere else outside_BNV & (self.top_p_B11 < 1), -math.inf
+        )
 
     def _nucleus(self, scores_BNV: Tensor) -> tuple[Tensor, Tensor]:
         """The highest scores in falling order, [B, N, C], and which is the last in every row's nucleus, [B, N, 1]."""
@@ -148,13 +164,14 @@ class Sampler:
         # The mass is measured against the whole vocabulary, so that it does not depend on how much of it was ordered.
         # A log-softmax is one pass; logsumexp takes several.
         best_BN1 = scores_BNV.log_softmax(-1).amax(-1, keepdim=True)
-        top_p_B11 = self.top_p_B11.to(scores_BNV.dtype)
+        top_p_B11 = self._like("top_p_B11", scores_BNV)
         # A GPU sorts at once; asking it whether a few were enough would take longer.
         sizes = {V} if scores_BNV.is_cuda else {min(V, TOP_CANDIDATES), min(V, 16 * TOP_CANDIDATES), V}
         for size in sorted(sizes):
             ordered_BNC = scores_BNV.topk(size, dim=-1).values if size < V else falling(scores_BNV)
             mass_BNC = (ordered_BNC - ordered_BNC[..., :1] + best_BN1).exp().cumsum(-1)
-            if size == V or bool(((mass_BNC[..., -1:] >= top_p_B11) | (top_p_B11 >= 1)).all()):
+            enough_BN1 = mass_BNC[..., -1:] >= top_p_B11
+            if size == V or bool((enough_BN1 if self.cut_p_everywhere else enough_BN1 | (top_p_B11 >= 1)).all()):
                 break
         # The sum up to a token is the mass before the next one, and the first is always inside.
         return ordered_BNC, (mass_BNC[..., :-1] < top_p_B11).sum(-1, keepdim=True)

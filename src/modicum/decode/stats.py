@@ -45,7 +45,10 @@ class GenerationStats:
 
     @property
     def acceptance_by_position(self) -> list[float | None]:
-        """Acceptance at each draft position, given that all before it were accepted."""
+        """Acceptance at each draft position, given that all before it were accepted.
+
+        Block verification accepts prefixes: of those that reached position i - 1, the share that reached i as well.
+        """
         pairs = zip(self.accepted_by_position, self.judged_by_position, strict=True)
         return [accepted / judged if judged else None for accepted, judged in pairs]
 
