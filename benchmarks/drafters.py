@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 import modicum
-from modicum import api, resources
+from modicum import resources
 from modicum.decode.stats import GenerationStats
 from modicum.errors import ModicumError
+from modicum.speculative.drafters.make import is_named_drafter
 from modicum.speculative.drafters.trained import TrainedDrafter
 
 PROMPT_TOKENS = 100
@@ -133,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
         target = modicum.load(options.target, **load)
         drafts: dict[str, Any] = {"plain": None}
         for name in options.draft:
-            drafts[name] = name if api.is_named_drafter(name) else modicum.load(name, **load)
+            drafts[name] = name if is_named_drafter(name) else modicum.load(name, **load)
         prompts = pieces(target, held_out_texts(options.target, options.data), options.prompts)
         where = (
             torch.cuda.get_device_name() if target.device.type == "cuda" else platform.processor() or platform.machine()

@@ -22,21 +22,20 @@ from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
 from modicum.config import VivitConfig
 from modicum.core.exact import check_width, exact_view
-from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
+from modicum.decode.batch import Batch, OnToken, Row, TokenEvent
 from modicum.decode.logprobs import TokenLogprob, check_logprobs
 from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.output import GenerationOutput
 from modicum.decode.processors import processors_per_prompt
 from modicum.decode.prompts import (
-    beginning,
+    check_stops,
     encode_prompts,
     form_batches,
-    limit_of,
+    form_requests,
     per_prompt,
     stream_keys,
     vocabulary,
 )
-from modicum.decode.sampling import SamplingParams
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_convertible, check_method, convert_checkpoint
@@ -45,11 +44,9 @@ from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
 from modicum.speculative.auto import make_engine
-from modicum.speculative.drafters.base import Drafter
-from modicum.speculative.drafters.early_exit import EarlyExitDrafter
 from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
+from modicum.speculative.drafters.make import make_drafter
 from modicum.speculative.drafters.model import ModelDrafter
-from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.drafters.trained import TrainedDrafter
 from modicum.speculative.invariant import check_invariant
 from modicum.speculative.loop import VERIFICATIONS
@@ -214,8 +211,8 @@ def generate(
     ignore_eos: bool = False,
     verification: str = "token",
     logprobs: int = 0,
-    logits_processors: Any = None,
     on_token: OnToken | None = None,
+    logits_processors: Any = None,
     k_invariant: bool = False,
     bit_exact: bool = False,
 ) -> GenerationOutput:
@@ -276,37 +273,23 @@ def generate(
         if not target.ragged:
             target.check_speculation()
             max_rows = 1
-    tokenizer = target.tokenizer
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
-    if any(not text for text in stops):
-        raise UsageError("a stop string is empty: give at least one character, or leave `stop` out")
-    if stops and tokenizer is None:
-        raise UsageError("stop strings need text and this model has no tokenizer files: leave `stop` out")
-    spread: dict[str, Any] = {
+    sampling = {
         "temperature": temperature,
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
     }
-    settings = {name: per_prompt(name, value, len(ids)) for name, value in spread.items()}
-    limits = per_prompt("max_new_tokens", max_new_tokens, len(ids))
-    keys = stream_keys(seed, len(ids))
-    processors = processors_per_prompt(logits_processors, len(ids))
-    requests = [
-        Request(
-            index=index,
-            prompt=prompt,
-            source=source,
-            key=keys[index],
-            params=SamplingParams(**{name: values[index] for name, values in settings.items()}),
-            max_total=limit_of(target, index, prompt, limits[index]),
-            eos_ids=frozenset() if ignore_eos else target.eos_ids,
-            stops=stops,
-            processors=processors[index],
-        )
-        for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
-    ]
+    requests = form_requests(
+        target,
+        ids,
+        sampling,
+        limits=per_prompt("max_new_tokens", max_new_tokens, len(ids)),
+        keys=stream_keys(seed, len(ids)),
+        stops=check_stops(stop, target),
+        ignore_eos=ignore_eos,
+        processors=processors_per_prompt(logits_processors, len(ids)),
+    )
     target.for_inference()
     if bit_exact:
         max_rows, target = 1, exact_view(target)
@@ -328,7 +311,7 @@ def generate(
                 group,
                 vocab_size=vocabulary(target),
                 device=target.device,
-                tokenizer=tokenizer,
+                tokenizer=target.tokenizer,
                 on_token=on_token,
                 logprobs=logprobs,
             )
@@ -336,7 +319,7 @@ def generate(
             add_seconds(by_part, batch.seconds)
             add_seconds(in_models, batch.model_seconds)
     rows.sort(key=lambda row: row.request.index)
-    return GenerationOutput.of(rows, tokenizer, perf_counter() - began, by_part, in_models, bool(logprobs))
+    return GenerationOutput.of(rows, target.tokenizer, perf_counter() - began, by_part, in_models, bool(logprobs))
 
 
 def classify(
@@ -382,44 +365,3 @@ def check_video_model(model: Any) -> Vivit:
     if not isinstance(model, Vivit):
         raise UsageError(f"{type(model).__name__} is not a video classifier: give a ViViT")
     return model
-
-
-def make_drafter(draft: Any, num_draft_tokens: int | str) -> Drafter | None:
-    """What `draft` stands for; checks K as well."""
-    if draft is None:
-        return None
-    whole = isinstance(num_draft_tokens, int) and not isinstance(num_draft_tokens, bool) and num_draft_tokens >= 1
-    if not whole and num_draft_tokens != "auto":
-        raise UsageError(
-            f'num_draft_tokens is {num_draft_tokens!r}: it must be a whole number of at least 1, or "auto"; '
-            "for plain decoding leave the draft out"
-        )
-    if isinstance(draft, str):
-        return named_drafter(draft)
-    if hasattr(draft, "propose"):
-        return draft
-    draft.for_inference()
-    return ModelDrafter(draft)
-
-
-def is_named_drafter(name: str) -> bool:
-    """Whether `named_drafter` knows what to do with a name, which else is a model's."""
-    return name == "ngram" or name.startswith("self:")
-
-
-def named_drafter(name: str) -> Drafter:
-    """A drafter that is no model: "ngram", or "self:LAYERS".
-
-    Raises:
-        UsageError: neither of them.
-    """
-    if name == "ngram":
-        return NgramDrafter()
-    kind, _, layers = name.partition(":")
-    if kind == "self":
-        if not layers.isdecimal():
-            raise UsageError(f"draft `{name}` names no number of layers: write self:LAYERS, such as self:2")
-        return EarlyExitDrafter(int(layers))
-    raise UsageError(
-        f"draft `{name}` is not a drafter's name: use `ngram`, `self:LAYERS`, or what `modicum.load` makes of a folder"
-    )

@@ -11,6 +11,7 @@ import modicum
 from modicum.cli import common, main
 from modicum.speculative.drafters.early_exit import EarlyExitDrafter
 from modicum.speculative.drafters.folder import KINDS, new_network
+from modicum.speculative.drafters.make import make_drafter
 from tests.helpers import tiny
 
 
@@ -77,10 +78,10 @@ def test_a_warning_is_one_line(tmp_path):
 def test_pairs_as_generate_takes_them(folder):
     target, draft = common.load_pair("modicum-code-target", "self:3", "cpu", "float32")
     assert draft == "self:3"
-    drafter = modicum.api.make_drafter(draft, 4)
+    drafter = make_drafter(draft, 4)
     assert isinstance(drafter, EarlyExitDrafter)
     assert drafter.n_layers == 3
     loaded = common.load_pair("modicum-code-target", str(folder), "cpu", "bfloat16")[1]
     assert next(loaded.network.parameters()).dtype == torch.bfloat16
-    assert modicum.api.make_drafter(loaded, 4) is loaded
+    assert make_drafter(loaded, 4) is loaded
     assert target.config.n_layers == 8

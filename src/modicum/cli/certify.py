@@ -70,6 +70,7 @@ def certify(
     from modicum import api
     from modicum.cli import batch
     from modicum.speculative.certify import Certifier, Settings
+    from modicum.speculative.drafters.make import make_drafter
 
     if min(samples, contexts, texts) < 1:
         raise UsageError(f"--samples {samples} --contexts {contexts} --texts {texts}: each must be at least 1")
@@ -88,7 +89,7 @@ def certify(
     )
     given = list(PROMPTS) if prompts is None else batch.read_texts(prompts)
     model, drafting = common.load_pair(target, draft, device, dtype)
-    drafter: Any = api.make_drafter(drafting, num_draft_tokens)
+    drafter: Any = make_drafter(drafting, num_draft_tokens)
     notes = Console(stderr=True, highlight=False)
     with Progress(console=notes) as bar:
         task = bar.add_task("certifying", total=settings.n_steps)

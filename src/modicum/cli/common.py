@@ -73,9 +73,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 def load_pair(target: str, draft: str | None, device: str, dtype: str) -> tuple[Any, Any]:
     """The target, and the draft as `modicum.generate` takes it."""
     from modicum import api
+    from modicum.speculative.drafters.make import is_named_drafter
 
     loaded = api.load(target, device=device, dtype=dtype)
-    if draft is None or api.is_named_drafter(draft):
+    if draft is None or is_named_drafter(draft):
         return loaded, draft
     return loaded, api.load(draft, device=device, dtype=dtype)
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from modicum.decode.batch import Request
+from modicum.decode.processors import Processor
 from modicum.decode.random import stream_key
+from modicum.decode.sampling import SamplingParams
 from modicum.errors import UsageError
 
 # Rows that are decoded side by side, and the memory that their key-value caches may take together.
@@ -71,6 +73,16 @@ def per_prompt(name: str, value: T | Sequence[T], n_prompts: int) -> list[T]:
     return list(value)
 
 
+def check_stops(stop: str | Sequence[str] | None, model: Any) -> tuple[str, ...]:
+    """Stop strings, none of them empty, for a model that can write text."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if any(not text for text in stops):
+        raise UsageError("a stop string is empty: give at least one character, or leave `stop` out")
+    if stops and model.tokenizer is None:
+        raise UsageError("stop strings need text and this model has no tokenizer files: leave `stop` out")
+    return stops
+
+
 def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: int) -> list[int]:
     """The key of each prompt's random stream; without a seed, of streams that nobody can repeat."""
     if isinstance(seed, list | tuple):
@@ -78,6 +90,35 @@ def stream_keys(seed: int | Sequence[int | tuple[int, int]] | None, n_prompts: i
         return [stream_key(*value) if isinstance(value, tuple) else stream_key(value, 0) for value in own]
     base: Any = secrets.randbits(63) if seed is None else seed
     return [stream_key(base, index) for index in range(n_prompts)]
+
+
+def form_requests(
+    target: Any,
+    ids: list[list[int]],
+    sampling: dict[str, Any],
+    *,
+    limits: list[int],
+    keys: list[int],
+    stops: tuple[str, ...],
+    ignore_eos: bool,
+    processors: list[tuple[Processor, ...]],
+) -> list[Request]:
+    """One request per prompt. `sampling` holds the arguments of `SamplingParams`, each for all or one per prompt."""
+    settings = {name: per_prompt(name, value, len(ids)) for name, value in sampling.items()}
+    return [
+        Request(
+            index=index,
+            prompt=prompt,
+            source=source,
+            key=keys[index],
+            params=SamplingParams(**{name: values[index] for name, values in settings.items()}),
+            max_total=limit_of(target, index, prompt, limits[index]),
+            eos_ids=frozenset() if ignore_eos else target.eos_ids,
+            stops=stops,
+            processors=processors[index],
+        )
+        for index, (prompt, source) in enumerate(beginning(target, prompt) for prompt in ids)
+    ]
 
 
 def vocabulary(target: Any) -> int:
