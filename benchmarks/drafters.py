@@ -10,38 +10,32 @@ whatever writes more tokens per second without it: plain decoding, a small model
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sysconfig
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import modicum
 from modicum import resources
 from modicum.decode.stats import GenerationStats
 from modicum.errors import ModicumError
+from modicum.report.machine import machine
 from modicum.speculative.drafters.make import is_named_drafter
 from modicum.speculative.drafters.trained import TrainedDrafter
+from modicum.train.text import held_out_texts
 
 PROMPT_TOKENS = 100
 # Where in a text a prompt begins: behind what every file begins with.
 SKIPPED_TOKENS = 100
 
 
-def held_out_texts(target: str, data: list[Path]) -> list[str]:
+def texts_of(target: str, data: list[Path]) -> list[str]:
     """The texts to draft on, none of which the target has seen."""
     if data:
         return [path.read_text(encoding="utf-8") for path in data]
-    record = Path(resources.model_presets().get(target, target)) / "training.json"
-    if not record.is_file():
+    folder = Path(resources.model_presets().get(target, target))
+    if not (folder / "training.json").is_file():
         raise SystemExit(f"{target} has no training.json that names held-out files: give texts with --data")
-    root = Path(sysconfig.get_paths()["stdlib"])
-    names = json.loads(record.read_text())["held_out"]
-    return [(root / name).read_text(encoding="utf-8") for name in names if (root / name).is_file()]
+    return held_out_texts(folder)
 
 
 def pieces(model: Any, texts: list[str], n_prompts: int) -> list[list[int]]:
@@ -135,11 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
         drafts: dict[str, Any] = {"plain": None}
         for name in options.draft:
             drafts[name] = name if is_named_drafter(name) else modicum.load(name, **load)
-        prompts = pieces(target, held_out_texts(options.target, options.data), options.prompts)
-        where = (
-            torch.cuda.get_device_name() if target.device.type == "cuda" else platform.processor() or platform.machine()
-        )
-        print(f"{where}, {os.cpu_count()} cores, torch {torch.__version__}, {options.dtype}")
+        prompts = pieces(target, texts_of(options.target, options.data), options.prompts)
+        print(f"{machine(target.device.type)}, {options.dtype}")
         print(f"{options.target}, {len(prompts)} prompts, {options.tokens} tokens each, K = {options.k}\n")
         for temperature in options.temperature:
             print(f"Temperature {temperature:g}:\n")
