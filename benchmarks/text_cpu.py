@@ -80,7 +80,9 @@ def systems(target: str, draft: str | None, k: int, n_tokens: int, dtype: str) -
     prompt = ours.tokenizer.encode(PROMPT) if ours.tokenizer else list(range(100, 140)) * 2
     ids = torch.tensor([prompt])
     exact = {"max_new_tokens": n_tokens, "temperature": 0, "ignore_eos": True}
-    hf = {"max_new_tokens": n_tokens, "min_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}
+    # An end of text is an ordinary token for both, so that all write the same text.
+    theirs.generation_config.eos_token_id = None
+    hf = {"max_new_tokens": n_tokens, "do_sample": False, "pad_token_id": 0}
     runs: dict[str, Callable[[], object]] = {
         "modicum plain": lambda: modicum.generate(ours, [prompt], **exact),
         "transformers plain": lambda: theirs.generate(ids, attention_mask=torch.ones_like(ids), **hf),
@@ -90,6 +92,7 @@ def systems(target: str, draft: str | None, k: int, n_tokens: int, dtype: str) -
         their_draft = AutoModelForCausalLM.from_pretrained(
             str(resources.model_presets().get(draft, draft)), dtype=dtype
         ).eval()
+        their_draft.generation_config.eos_token_id = None
         their_draft.generation_config.num_assistant_tokens = k
         their_draft.generation_config.num_assistant_tokens_schedule = "constant"
         their_draft.generation_config.assistant_confidence_threshold = 0.0
@@ -229,17 +232,11 @@ def limits(options: argparse.Namespace) -> None:
     for name, runs in found.items():
         seconds = statistics.median(map(decoding_seconds, runs))
         calls = runs[0].target_calls
-        share = statistics.median(besides_models(stats) for stats in runs)
+        share = statistics.median(stats.non_model_share for stats in runs)
         print(
             f"{name:<24} {seconds / options.tokens * 1e3:9.2f} {plain / seconds:8.2f} {options.tokens / calls:12.2f} "
             f"{bound * calls / seconds:6.2f} {share:15.1%}"
         )
-
-
-def besides_models(stats: Any) -> float:
-    """The share of the loops that no model call took."""
-    inside = sum(stats.seconds_by_part.get(part, 0.0) for part in ("draft", "verify"))
-    return 1 - inside / decoding_seconds(stats)
 
 
 PROSE = """The river had been falling for a week, and the boats that had come up with the flood lay tilted on the mud below

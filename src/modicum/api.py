@@ -46,9 +46,8 @@ from modicum.lm.objective import objective_of
 from modicum.speculative.auto import make_engine
 from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
 from modicum.speculative.drafters.make import make_drafter
-from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.trained import TrainedDrafter
-from modicum.speculative.invariant import check_invariant
+from modicum.speculative.invariant import check_invariant, exact_drafter
 from modicum.speculative.loop import VERIFICATIONS
 from modicum.vivit.model import Vivit
 
@@ -270,6 +269,8 @@ def generate(
         drafter.check(target)
         if k_invariant:
             check_invariant(drafter, num_draft_tokens, verification)
+        if bit_exact:
+            check_width(num_draft_tokens)
         if not target.ragged:
             target.check_speculation()
             max_rows = 1
@@ -293,9 +294,8 @@ def generate(
     target.for_inference()
     if bit_exact:
         max_rows, target = 1, exact_view(target)
-        check_width(num_draft_tokens if drafter is not None else 0)
-        if k_invariant and isinstance(drafter, ModelDrafter):
-            drafter = ModelDrafter(exact_view(drafter.model))
+        if k_invariant and drafter is not None:
+            drafter = exact_drafter(drafter, target)
     new_engine: Callable[[int, dict[str, float]], Engine] = (
         (lambda *_: PlainEngine(target))
         if drafter is None

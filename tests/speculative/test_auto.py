@@ -403,3 +403,16 @@ def test_a_chooser_that_looks_at_the_draw_is_caught(restless, monkeypatch):
     target = small()
     _, statistic, freedom = sample(target, perturbed(target, 9, 0.1), 12_000)
     assert statistic > limit(freedom)
+
+
+@pytest.mark.parametrize("name", ["self", "heads"])
+def test_a_drafter_with_a_price_that_shares_with_the_target(name, monkeypatch):
+    """Reading has a price, but it must be there from the first loop on to see what the target makes of it."""
+    target, given = tiny(), prompts([5, 9])
+    source = drafter(name, target)
+    source.draft_seconds = lambda clock, rows, n_tokens: n_tokens * 1e-4
+    source.read_seconds = lambda clock, rows, n_tokens: 1e-4
+    expected = modicum.generate(target, given, temperature=0, max_new_tokens=20).tokens
+    script(monkeypatch, 0, 3, 0, 2)
+    out = modicum.generate(target, given, draft=source, num_draft_tokens="auto", temperature=0, max_new_tokens=20)
+    assert_greedy_equal(target, given, expected, out.tokens)

@@ -18,6 +18,7 @@ from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.statistics import binomial_tail, chi_square, chi_square_tail, corrected
 from tests.helpers import perturbed, prompts, tiny, tiny_t5
+from tests.speculative.drafters import drafter as untrained
 
 SMALL = {"samples": 1000, "contexts": 2, "texts": 6, "num_draft_tokens": 3, "seed": 1}
 
@@ -208,3 +209,25 @@ def test_loosened_filters_keep_a_little_more():
     wide = loosened(params)
     assert (wide.top_k, wide.top_p, wide.min_p) == (43, pytest.approx(0.927), pytest.approx(0.09))
     assert loosened(Settings().params) == Settings().params
+
+
+@pytest.mark.parametrize("name", ["self", "heads", "features"])
+def test_drafters_that_share_with_the_target(name):
+    target = tiny()
+    checks = certify(target, untrained(name, target, num_draft_tokens=3), samples=600)
+    assert verdicts(checks) == ["PASS"] * 4
+    assert len(checks["acceptance"].figures["contexts"]) == SMALL["contexts"]
+
+
+def test_more_tokens_than_bit_exact_can_take_leave_the_other_checks():
+    checks = certify(tiny(), NgramDrafter(), num_draft_tokens=64, samples=20, texts=2)
+    assert checks["bit-exact"].passed is None
+    assert "at most 63" in checks["bit-exact"].summary
+
+
+def test_a_k_chosen_by_times_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["modicum", "certify", "modicum-code-target", "--draft", "ngram", "-k", "auto"])
+    with pytest.raises(SystemExit) as stopped:
+        main.run()
+    assert stopped.value.code == 2
+    assert "-k auto cannot be certified" in capsys.readouterr().err

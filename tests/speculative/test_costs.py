@@ -201,3 +201,8 @@ def test_generate_calibrates_once(tmp_path, monkeypatch):
     second = modicum.generate(target, [[1, 2]], **settings)
     assert not measured
     assert first.tokens == second.tokens == modicum.generate(target, [[1, 2]], max_new_tokens=20, temperature=0).tokens
+
+
+def test_integer_weights_in_an_exact_view_have_times_of_their_own():
+    model = tiny().for_inference(weights="int8")
+    assert key_of(model) != key_of(exact_view(model))

@@ -1,6 +1,7 @@
 """Early exit, heads, features and parallel drafters: greedy identity, exact distribution, state, limits, folders."""
 
 import functools
+import itertools
 import warnings
 from collections import Counter
 
@@ -441,3 +442,44 @@ def test_drafters_that_know_nothing_of_the_target_work_as_before():
     target, settings = tiny(), {"temperature": 0, "max_new_tokens": 9}
     out = modicum.generate(target, prompts([5, 2]), draft=Constant(), **settings)
     assert out.tokens == modicum.generate(target, prompts([5, 2]), **settings).tokens
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_time_is_known_as_a_models(name):
+    target = tiny()
+    out = modicum.generate(target, prompts([7]), draft=drafter(name, target), max_new_tokens=12, temperature=0)
+    assert set(out.stats.model_seconds) == {"target", "draft"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_processors_are_asked_before_a_token_is_proposed(name, temperature):
+    def odd_only(ids, scores):
+        return scores.masked_fill(torch.arange(scores.shape[-1]) % 2 == 0, -torch.inf)
+
+    target, proposed = tiny(), []
+    source = drafter(name, target)
+    whole = source.propose
+
+    def propose(*args):
+        draft = whole(*args)
+        proposed.extend(int(t) for row, n in zip(draft.tokens_BC, draft.counts, strict=True) for t in row[:n])
+        return draft
+
+    source.propose = propose
+    settings = {"max_new_tokens": 16, "temperature": temperature, "seed": 3, "ignore_eos": True}
+    out = modicum.generate(target, prompts([7, 4]), draft=source, logits_processors=odd_only, **settings)
+    assert len(proposed) > 10
+    assert all(token % 2 for token in (*proposed, *itertools.chain(*out.tokens)))
+
+
+def test_a_target_in_low_precision_leaves_the_loaded_weights_as_they_were(tmp_path):
+    target = tiny()
+    source = drafter("heads", target)
+    before = {name: tensor.clone() for name, tensor in source.loaded.state_dict().items()}
+    for dtype in (torch.bfloat16, torch.float32):
+        modicum.generate(tiny().to(dtype), prompts([5]), draft=source, max_new_tokens=6, temperature=0)
+    modicum.save(source, tmp_path / "heads")
+    saved = modicum.load(tmp_path / "heads").loaded.state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(dict(source.network.dense_state())[name], tensor) for name, tensor in before.items())

@@ -212,3 +212,17 @@ def test_refusals(call, sentence):
 def test_a_model_of_transformers_is_refused():
     with pytest.raises(UsageError, match="not offered for models that run through transformers"):
         exact_view(object())
+
+
+@pytest.mark.parametrize("n_source", [8, 70])
+def test_an_exact_view_is_the_same_model(n_source):
+    """Up to rounding: other sums, but of the same things, for sources shorter and longer than what is computed apart."""
+    for model in (tiny(), tiny_t5()):
+        model.for_inference()
+        view = exact_view(model)
+        given = prompts([n_source])[0]
+        call = (
+            (torch.tensor([given]), torch.tensor([[3, 5, 7]])) if hasattr(model, "read") else (torch.tensor([given]),)
+        )
+        with torch.inference_mode():
+            assert torch.allclose(view(*call), model(*call), atol=1e-4)

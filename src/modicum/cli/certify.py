@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modicum.cli import common
+from modicum.cli import common, compare
 from modicum.errors import UsageError
 
 EXAMPLES = """Examples:
@@ -18,9 +18,7 @@ modicum certify ./big --draft ./small -k 5 --temperature 0.8 --top-p 0.95 --samp
 modicum certify ./big --draft ngram --prompts mine.jsonl --verification block --json > report.json"""
 
 PROMPTS = (
-    "def binary_search(items, wanted):\n",
-    "class Queue:\n    def __init__(self):\n",
-    "import os\nimport sys\n\ndef main():\n",
+    *compare.PROMPTS,
     "for i in range(10):\n    print(",
     "# Read a file and count its words\nwith open(path) as",
     "The meeting was moved to Thursday because",
@@ -35,7 +33,9 @@ PROMPTS = (
 
 def certify(
     target: common.Target,
-    draft: Annotated[str, typer.Option(help="A smaller model with the same tokenizer, or `ngram`.")],
+    draft: Annotated[
+        str, typer.Option(help="As for `generate`: a smaller model, a trained drafter, `ngram`, `self:LAYERS`.")
+    ],
     num_draft_tokens: common.NumDraftTokens = 4,
     verification: common.Verification = "token",
     prompts: Annotated[
@@ -49,7 +49,7 @@ def certify(
     top_k: common.TopK = None,
     top_p: common.TopP = None,
     min_p: common.MinP = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
+    repetition_penalty: common.RepetitionPenalty = 1.0,
     seed: Annotated[int, typer.Option(help="Of contexts and rows: the same seed repeats the report.")] = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -72,6 +72,10 @@ def certify(
     from modicum.speculative.certify import Certifier, Settings
     from modicum.speculative.drafters.make import make_drafter
 
+    if num_draft_tokens == "auto":
+        raise UsageError(
+            "-k auto cannot be certified, because its figures would depend on times: give a number, such as 4"
+        )
     if min(samples, contexts, texts) < 1:
         raise UsageError(f"--samples {samples} --contexts {contexts} --texts {texts}: each must be at least 1")
     settings = Settings(

@@ -57,6 +57,7 @@ Temperature = Annotated[float, typer.Option(help="0 is greedy: always the most p
 TopK = Annotated[int | None, typer.Option(help="Draw from the K most probable tokens only.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the most probable tokens that hold this share, 0 to 1.")]
 MinP = Annotated[float | None, typer.Option(help="Drop tokens less probable than this share of the most probable one.")]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same text, whatever else is in the batch.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16 or float16.")]

@@ -39,7 +39,7 @@ def generate(
     top_k: common.TopK = None,
     top_p: common.TopP = None,
     min_p: common.MinP = None,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens seen before become less likely.")] = 1.0,
+    repetition_penalty: common.RepetitionPenalty = 1.0,
     seed: common.Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end-of-text token.")] = False,

@@ -105,13 +105,16 @@ def exact_view(model: Any) -> Any:
     view = _view(model)
     new_cache = view.new_cache
     view.new_cache = lambda batch, capacity: new_cache(batch, capacity + -capacity % SLOTS)
+    view.bit_exact = True
     return view
 
 
 def _view(module: Any) -> Any:
     """A copy of `module` and all below it that shares its tensors, with other ways of computing put in."""
     view = copy.copy(module)
-    view._modules = {name: None if child is None else _view(child) for name, child in module._modules.items()}
+    # What an encoder reads is the same with and without a draft, so it may compute as ever.
+    kept = {name: child for name, child in module._modules.items() if child is None or name == "encoder"}
+    view._modules = {name: kept[name] if name in kept else _view(child) for name, child in module._modules.items()}
     # Sums of integers are exact: int8 products have the same bits as they are.
     if isinstance(view, Linear | Projections) and view.packed is not None and view.packed.int8 is None:
         first: Any = view if isinstance(view, Linear) else next(view.children())

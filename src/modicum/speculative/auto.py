@@ -41,7 +41,7 @@ class AutoEngine(SpeculativeEngine):
         self.capacity = batch.tokens_BM.shape[1] + self.lookahead.max_k + 1
         self.num_draft_tokens = self.lookahead.max_k
         # Where reading the prompt has a price it is paid when drafting is to begin, which may be never.
-        self.begun = not hasattr(self.drafter, "read_seconds")
+        self.begun = self.watched or hasattr(self.drafter, "share") or not hasattr(self.drafter, "read_seconds")
         if self.begun:
             super().start(batch)
         else:

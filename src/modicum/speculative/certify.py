@@ -30,6 +30,7 @@ from modicum.decode.prompts import beginning, encode_prompts, reads_apart, vocab
 from modicum.decode.sampling import Sampler, SamplingParams, precise
 from modicum.errors import UsageError
 from modicum.speculative.drafters.base import Drafter
+from modicum.speculative.loop import SpeculativeEngine
 from modicum.speculative.statistics import binomial_tail, chi_square, chi_square_tail, corrected
 
 ALPHA = 1e-3
@@ -262,10 +263,10 @@ class Certifier:
         call = {"max_new_tokens": GREEDY_TOKENS, "temperature": 0, "ignore_eos": True, "bit_exact": True}
         try:
             plain = self.generate(self.target, contexts, **call).tokens
+            drafted = self.generate(self.target, contexts, **self.drafted, **call).tokens
             view = exact_view(self.target)
         except UsageError as refusal:
             return Check("bit-exact", None, str(refusal))
-        drafted = self.generate(self.target, contexts, **self.drafted, **call).tokens
         same = sum(a == b for a, b in zip(plain, drafted, strict=True))
         text = plain[0]
         exact, usual = (self.differing(model, contexts[0], text) for model in (view, self.target))
@@ -326,7 +327,7 @@ class Certifier:
             eos_ids=frozenset(),
         )
         batch = Batch([request], vocab_size=vocabulary(self.target), device=self.target.device)
-        self.drafter.start(batch, batch.tokens_BM.shape[1] + k + 1)
+        SpeculativeEngine(self.target, self.drafter, k).start(batch)
         draft = self.drafter.propose(batch, [k], batch.noise(k + 1))
         if not draft.counts[0]:
             return None

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from modicum.report.machine import processor
 from modicum.speculative.drafters.base import Drafter
 
 # Tokens per row that are measured one by one, then in steps: kernels have cliffs where few rows become several.
@@ -29,7 +29,10 @@ Measure = Callable[[Any, int, list[int]], dict[int, float]]  # the same for seve
 
 
 class Priced(Protocol):
-    """A drafter that knows what it will cost before it has been seen at work; others are timed as they run."""
+    """A drafter that knows what it will cost before it has been seen at work; others are timed as they run.
+
+    `read_seconds` may be left out where nothing has to be read.
+    """
 
     def draft_seconds(self, clock: Clock, rows: int, n_tokens: int) -> float:
         """Proposing `n_tokens` tokens for each of `rows` rows; `clock(model, rows, tokens)` is one call of a model."""
@@ -217,13 +220,14 @@ def key_of(model: Any) -> dict[str, Any]:
     config = model.config.to_dict() if hasattr(model.config, "to_dict") else vars(model.config)
     on_gpu = model.device.type == "cuda"
     return {
-        "version": 1,
+        "version": 2,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processor": torch.cuda.get_device_name(model.device) if on_gpu else processor(),
         "device": model.device.type,
         "model": type(model).__name__,
         "weights": forms(model),
+        "bit_exact": getattr(model, "bit_exact", False),
         # As text: what a file cannot hold must not make its key differ from the one read back.
         "parameters": sum(p.numel() for p in module_of(model).parameters()),
         "config": json.dumps(config, sort_keys=True, default=str),
@@ -239,16 +243,6 @@ def forms(model: Any) -> list[str]:
 
 def module_of(model: Any) -> torch.nn.Module:
     return model if isinstance(model, torch.nn.Module) else model.module
-
-
-def processor() -> str:
-    """The CPU's name, as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def cache_folder() -> Path | None:

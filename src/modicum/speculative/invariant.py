@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modicum.core.exact import exact_view
 from modicum.decode.random import Purpose
 from modicum.decode.sampling import draw, precise
 from modicum.errors import UsageError
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
 from modicum.speculative.drafters.base import Draft
+from modicum.speculative.drafters.model import ModelDrafter
 
 
 def check_invariant(drafter: Any, num_draft_tokens: Any, verification: str) -> None:
@@ -35,8 +37,16 @@ def check_invariant(drafter: Any, num_draft_tokens: Any, verification: str) -> N
     if not getattr(drafter, "k_invariant", False):
         raise UsageError(
             f"k_invariant cannot be kept with {type(drafter).__name__}, whose proposals depend on where a loop starts: "
-            "draft with a model or `ngram`, or leave k_invariant out"
+            "draft with a model, `ngram` or `self:LAYERS`, or leave k_invariant out"
         )
+
+
+def exact_drafter(drafter: Any, view: Any) -> Any:
+    """The drafter of a target's `exact_view`, computing as that does: its proposals have the same bits for every K."""
+    if isinstance(drafter, ModelDrafter):
+        return ModelDrafter(exact_view(drafter.model.for_inference()))
+    drafter.check(view)
+    return drafter
 
 
 def within(draft: Draft, allowed: list[int]) -> Draft:

@@ -279,6 +279,11 @@ class DraftTraining:
         recipe, window = self.recipe, self.recipe.data.window
         given = max(1, int(window * GIVEN))
         n_rows = -(-recipe.data.sampled_tokens // window)
+        if len(tokens) <= given:
+            raise UsageError(
+                f"the texts have {len(tokens)} tokens and data.sampled_tokens begins with {given} of them: "
+                "give more text, or a smaller data.window"
+            )
         # Packed for inference, which gradients do not pass: it is not the one that is learned from.
         target = api.load(recipe.drafter.target, device=device)
         stamp = hashlib.sha256(f"{target.fingerprint} {window} {n_rows} {recipe.run.seed} ".encode() + tokens.tobytes())

@@ -66,8 +66,13 @@ def find_corpus(
 def held_out_texts(folder: Path) -> list[str]:
     """The files that a model made by `modicum train` never saw, as its training.json names them; of the running Python's
     library, and only those that it has."""
+    try:
+        names = json.loads((folder / "training.json").read_text())["held_out"]
+    except (OSError, KeyError):
+        raise UsageError(
+            f"{folder} has no training.json that names held-out files: give a model of `modicum train`"
+        ) from None
     root = Path(sysconfig.get_paths()["stdlib"])
-    names = json.loads((folder / "training.json").read_text())["held_out"]
     return [read_text(root / name) for name in names if (root / name).is_file()]
 
 

@@ -49,9 +49,8 @@ class Drafter(Protocol):
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
         """At most `allowed[b]` tokens to follow each row. `noise_BNP` as from `Batch.noise`, None if all are greedy.
 
-        A model is called through `batch.clock.call("draft", model, ...)`, so that its time is known as a model's. Where
-        `batch.processors` is not None, logits that are drawn from go through `batch.process` first: the text is exact
-        without that, but what the caller's processors rule out would be proposed in vain.
+        A model is called through `batch.clock.call("draft", model, ...)`, so that its time is known as a model's.
+        `drawing.Drawing` draws from its logits as the rows' settings and processors ask.
         """
         ...
 

@@ -45,12 +45,18 @@ class EarlyExitDrafter:
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
         if not max(allowed):
             return Draft.empty(batch)
-        drawing, ahead, ids_B1 = Drawing(batch, noise_BNP), self.cache.fork(), batch.last_B1
+        drawing, ahead, ids_B1 = Drawing(batch, noise_BNP, allowed), self.cache.fork(), batch.last_B1
         for offset in range(1, max(allowed) + 1):
-            hidden_B1D = self.target.hidden(ids_B1, cache=ahead, n_layers=self.n_layers)
-            ids_B1 = drawing.draw(self.target.score(hidden_B1D[:, -1]))[:, None]
+            token_B = drawing.draw(batch.clock.call("draft", self._exit, ids_B1, ahead))
+            if token_B is None:
+                break
+            ids_B1 = token_B[:, None]
             ahead.commit(1, [length - 1 + offset for length in batch.lengths])
-        return drawing.draft(allowed, max(allowed))
+        return drawing.draft(offset)
+
+    def _exit(self, ids_B1: Tensor, cache: KVCache) -> Tensor:
+        """The first layers' logits, [B, V]."""
+        return self.target.score(self.target.hidden(ids_B1, cache=cache, n_layers=self.n_layers)[:, -1])
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         """The target's cache has dropped the rows already."""

@@ -12,7 +12,14 @@ from modicum.decode.batch import Batch
 from modicum.lm.decoder import Decoder, decoder_block
 from modicum.speculative.drafters.base import Draft
 from modicum.speculative.drafters.drawing import Drawing
-from modicum.speculative.drafters.trained import DrafterConfig, Network, TrainedDrafter, copy_weights, run_blocks
+from modicum.speculative.drafters.trained import (
+    DrafterConfig,
+    Network,
+    TrainedDrafter,
+    copy_weights,
+    last_of,
+    run_blocks,
+)
 
 
 class FeaturesNetwork(Network):
@@ -81,10 +88,8 @@ class FeaturesDrafter(TrainedDrafter):
         tokens_BM = self.batch.tokens_BM
         columns_BL = self.cache.positions(hidden_BLD.shape[1]) + 1
         ids_BL = tokens_BM.gather(1, columns_BL.clamp(max=tokens_BM.shape[1] - 1))
-        made_BLD = self.network(self.target, hidden_BLD, ids_BL, self.cache)
-        last_B11 = (counts_B - 1).clamp(min=0)[:, None, None]
-        last_BD = made_BLD.gather(1, last_B11.expand(-1, 1, made_BLD.shape[-1]))[:, 0]
-        self.next_BD = torch.where(counts_B[:, None] > 0, last_BD, self.next_BD)
+        made_BLD = self.batch.clock.call("draft", self.network, self.target, hidden_BLD, ids_BL, self.cache)
+        self.next_BD = last_of(made_BLD, counts_B, self.next_BD)
         self.read = [read + count for read, count in zip(self.read, counts, strict=True)]
         self.cache.commit(counts_B, self.read)
 
@@ -94,13 +99,14 @@ class FeaturesDrafter(TrainedDrafter):
         counts = [min(n, most) if read else 0 for n, read in zip(allowed, self.read, strict=True)]
         if not max(counts):
             return Draft.empty(batch)
-        drawing, ahead, feature_BD = Drawing(batch, noise_BNP), self.cache.fork(), self.next_BD
-        token_B = drawing.draw(self.target.score(feature_BD))
-        for offset in range(1, max(counts)):
-            feature_BD = self.network(self.target, feature_BD[:, None], token_B[:, None], ahead)[:, 0]
-            ahead.commit(1, [read + offset for read in self.read])
-            token_B = drawing.draw(self.target.score(feature_BD))
-        return drawing.draft(counts, max(counts))
+        drawing, ahead, feature_BD = Drawing(batch, noise_BNP, counts), self.cache.fork(), self.next_BD
+        call = batch.clock.call
+        token_B = drawing.draw(call("draft", self.target.score, feature_BD))
+        while token_B is not None and len(drawing.tokens) < max(drawing.counts):
+            feature_BD = call("draft", self.network, self.target, feature_BD[:, None], token_B[:, None], ahead)[:, 0]
+            ahead.commit(1, [read + len(drawing.tokens) for read in self.read])
+            token_B = drawing.draw(call("draft", self.target.score, feature_BD))
+        return drawing.draft(max(counts))
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         index = torch.tensor(rows, device=self.next_BD.device)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from modicum.checkpoint.io import Checkpoint
+from modicum.core.linear import refuse_training
 from modicum.errors import CheckpointError, UsageError
 from modicum.speculative.drafters.features import FeaturesDrafter, FeaturesNetwork
 from modicum.speculative.drafters.heads import HeadsDrafter, HeadsNetwork
@@ -29,7 +30,7 @@ def is_drafter(stock: Mapping[str, Any]) -> bool:
 def drafter_checkpoint(drafter: TrainedDrafter) -> Checkpoint:
     """What is written for a drafter."""
     stock = {"model_type": MODEL_TYPE, **drafter.config.to_dict()}
-    return Checkpoint(stock, drafter.network.dense_state(), drafter.files)
+    return Checkpoint(stock, drafter.loaded.dense_state(), drafter.files)
 
 
 def build_drafter(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> TrainedDrafter:
@@ -63,7 +64,12 @@ def build_drafter(checkpoint: Checkpoint, device: torch.device, dtype: torch.dty
 
 
 def new_network(target: Any, kind: str, num_draft_tokens: int, n_layers: int = 1, seed: int = 0) -> Network:
-    """An untrained network for a target, on the CPU in float32; the seed decides what is not taken from the target."""
+    """An untrained network for a target, on the CPU in float32; the seed decides what is not taken from the target.
+
+    Raises:
+        UsageError: the target was packed for inference, so that its weights cannot be read.
+    """
+    refuse_training(target)
     shape = dataclasses.replace(target.config, dtype="float32")
     config = DrafterConfig(
         kind=kind,  # type: ignore[arg-type]

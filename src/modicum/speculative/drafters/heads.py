@@ -11,7 +11,7 @@ from modicum.decode.batch import Batch
 from modicum.lm.decoder import Decoder
 from modicum.speculative.drafters.base import Draft
 from modicum.speculative.drafters.drawing import Drawing
-from modicum.speculative.drafters.trained import DrafterConfig, Network, TrainedDrafter
+from modicum.speculative.drafters.trained import DrafterConfig, Network, TrainedDrafter, last_of
 
 
 class HeadsNetwork(Network):
@@ -50,9 +50,7 @@ class HeadsDrafter(TrainedDrafter):
         self.known = [False] * len(batch.rows)  # a prompt of one token has no state before it
 
     def observe(self, hidden_BLD: Tensor, counts_B: Tensor, counts: list[int]) -> None:
-        last_B11 = (counts_B - 1).clamp(min=0)[:, None, None]
-        last_BD = hidden_BLD.gather(1, last_B11.expand(-1, 1, hidden_BLD.shape[-1]))[:, 0]
-        self.hidden_BD = torch.where(counts_B[:, None] > 0, last_BD, self.hidden_BD)
+        self.hidden_BD = last_of(hidden_BLD, counts_B, self.hidden_BD)
         self.known = [known or count > 0 for known, count in zip(self.known, counts, strict=True)]
 
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
@@ -60,9 +58,13 @@ class HeadsDrafter(TrainedDrafter):
         counts = [min(n, most) if known else 0 for n, known in zip(allowed, self.known, strict=True)]
         if not max(counts):
             return Draft.empty(batch)
-        drawing, ahead = Drawing(batch, noise_BNP), self.network(self.hidden_BD)
-        drawing.draw_all(self.target.score(torch.stack(ahead[: max(counts)], 1)))
-        return drawing.draft(counts, 1)
+        drawing = Drawing(batch, noise_BNP, counts)
+        drawing.draw_all(batch.clock.call("draft", self._ahead, max(counts)))
+        return drawing.draft(1)
+
+    def _ahead(self, n_tokens: int) -> Tensor:
+        """Logits of the next tokens, [B, C, V]."""
+        return self.target.score(torch.stack(self.network(self.hidden_BD)[:n_tokens], 1))
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         self.hidden_BD = self.hidden_BD[torch.tensor(rows, device=self.hidden_BD.device)]

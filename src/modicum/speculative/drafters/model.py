@@ -1,7 +1,6 @@
 """A smaller model of the same family as the draft (the choice of 2302.01318)."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 from modicum.decode.batch import Batch
 from modicum.decode.loop import PREFILL_CHUNK, open_cache
 from modicum.decode.prompts import reads_apart
-from modicum.decode.random import Purpose
-from modicum.decode.sampling import draw, greedy, seen_prefixes
 from modicum.errors import UsageError
 from modicum.speculative.drafters.base import Draft
+from modicum.speculative.drafters.drawing import Drawing
 
 
 class ModelDrafter:
@@ -52,33 +50,15 @@ class ModelDrafter:
         counts = self.offers(batch, allowed)
         if not max(counts):
             return Draft.empty(batch)
-        calls, logits_BV = 1, self._catch_up(batch)
-        tokens: list[Tensor] = []
-        probs: list[Tensor | None] = []
-        for offset in range(max(counts)):
-            if offset:
-                logits_BV = batch.clock.call("draft", self.model, tokens[-1][:, None], cache=self.cache)[:, -1]
-                self.read = [read + 1 for read in self.read]
-                self.cache.commit(1, self.read)
-                calls += 1
-            logits_BV, seen_BV = self._fit(logits_BV, batch.vocab_size), self._seen(batch, tokens)
-            if batch.processors is not None:
-                drafted_BC = torch.stack(tokens, 1) if tokens else batch.last_B1[:, :0]
-                scores_B1V, stuck = batch.process(logits_BV, seen_BV, drafted_BC, [count - 1 for count in counts])
-                # A row that nothing may follow is not drafted further; whether it gets there is for the target to say.
-                counts = [min(pair) for pair in zip(counts, stuck, strict=True)]
-                if max(counts) <= offset:
-                    break
-                for row in (row for row, at in enumerate(stuck) if at == offset):
-                    scores_B1V[row, 0] = logits_BV[row]  # to draw from beside rows that go on
-                logits_BV, seen_BV = scores_B1V[:, 0], None
-            token_B, probs_BV = self._draw(batch, logits_BV, seen_BV, noise_BNP, offset)
-            tokens.append(token_B)
-            probs.append(probs_BV)
-        if not tokens:
-            return replace(Draft.empty(batch), calls=calls)
-        drawn = [p for p in probs if p is not None]
-        return Draft(torch.stack(tokens, 1), torch.stack(drawn, 1) if drawn else None, counts, calls)
+        drawing, calls = Drawing(batch, noise_BNP, counts), 1
+        token_B = drawing.draw(self._catch_up(batch))
+        while token_B is not None and len(drawing.tokens) < max(drawing.counts):
+            logits_BV = batch.clock.call("draft", self.model, token_B[:, None], cache=self.cache)[:, -1]
+            self.read = [read + 1 for read in self.read]
+            self.cache.commit(1, self.read)
+            calls += 1
+            token_B = drawing.draw(logits_BV)
+        return drawing.draft(calls)
 
     def offers(self, batch: Batch, allowed: list[int]) -> list[int]:
         """All that is allowed, up to the draft's own context."""
@@ -114,48 +94,22 @@ class ModelDrafter:
             last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
         ids_BL = self._readable(ids_BL)
         logits_BV = batch.clock.call("draft", self.model, ids_BL, cache=self.cache, at_BN=last_B1)[:, -1]
-        self._commit(behind)
+        self.read = list(batch.lengths)
+        self.cache.commit(batch.lengths_B - self.cache.lengths_B, self.read)
         return logits_BV
 
     def _read_on(self, batch: Batch, n_tokens: int) -> None:
         """Read `n_tokens` more of every row, in the memory of one chunk of a prompt."""
         columns_BL = self.cache.lengths_B[:, None] + torch.arange(n_tokens, device=batch.device)
         nothing_BN = columns_BL[:, :0]
-        self.model(self._readable(batch.tokens_BM.gather(1, columns_BL)), cache=self.cache, at_BN=nothing_BN)
-        self._commit([n_tokens] * len(self.read))
+        ids_BL = self._readable(batch.tokens_BM.gather(1, columns_BL))
+        batch.clock.call("draft", self.model, ids_BL, cache=self.cache, at_BN=nothing_BN)
+        self.read = [read + n_tokens for read in self.read]
+        self.cache.commit(n_tokens, self.read)
 
     def _readable(self, ids: Tensor) -> Tensor:
         """Ids that only the target's larger table has, as the draft's last: a poor guess, but still only a guess."""
         return ids.clamp(max=self.model.config.vocab_size - 1)
-
-    def _commit(self, counts: list[int]) -> None:
-        self.read = [read + n for read, n in zip(self.read, counts, strict=True)]
-        step = counts[0] if min(counts) == max(counts) else torch.tensor(counts, device=self.cache.lengths_B.device)
-        self.cache.commit(step, self.read)
-
-    @staticmethod
-    def _seen(batch: Batch, tokens: list[Tensor]) -> Tensor | None:
-        if batch.seen_BV is None or not tokens:
-            return batch.seen_BV
-        return seen_prefixes(batch.seen_BV, torch.stack(tokens, 1))[:, -1]
-
-    @staticmethod
-    def _fit(logits_BV: Tensor, vocab_size: int) -> Tensor:
-        """The draft's logits over the target's vocabulary: its own padding cut off, what it lacks impossible."""
-        missing = vocab_size - logits_BV.shape[-1]
-        if missing <= 0:
-            return logits_BV[:, :vocab_size] if missing else logits_BV
-        return torch.nn.functional.pad(logits_BV, (0, missing), value=-torch.inf)
-
-    @staticmethod
-    def _draw(
-        batch: Batch, logits_BV: Tensor, seen_BV: Tensor | None, noise_BNP: Tensor | None, offset: int
-    ) -> tuple[Tensor, Tensor | None]:
-        if noise_BNP is None:
-            sampler = batch.sampler
-            return sampler.greedy(logits_BV, seen_BV) if sampler.penalised else greedy(logits_BV), None
-        probs_BV = batch.sampler.probs(logits_BV, seen_BV)
-        return draw(probs_BV, noise_BNP[:, offset, Purpose.DRAFT]), probs_BV
 
 
 def _kind(model: Any) -> str:

@@ -90,15 +90,16 @@ class ParallelDrafter(TrainedDrafter):
             return Draft.empty(batch)
         behind = [length - read for length, read in zip(batch.lengths, self.read, strict=True)]
         x_BLD = self._inputs(batch, max(behind), max(counts) - 1)
-        made_BLD = self.network(self.target, x_BLD, self.cache.positions(x_BLD.shape[1]), self.cache)
+        positions_BL = self.cache.positions(x_BLD.shape[1])
+        made_BLD = batch.clock.call("draft", self.network, self.target, x_BLD, positions_BL, self.cache)
         last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
         places_BC = last_B1 + torch.arange(max(counts), device=batch.device)
         made_BCD = made_BLD.gather(1, places_BC[..., None].expand(-1, -1, made_BLD.shape[-1]))
         self.read = list(batch.lengths)
         self.cache.commit(batch.lengths_B - self.cache.lengths_B, self.read)
-        drawing = Drawing(batch, noise_BNP)
-        drawing.draw_all(self.target.score(made_BCD))
-        return drawing.draft(counts, 1)
+        drawing = Drawing(batch, noise_BNP, counts)
+        drawing.draw_all(batch.clock.call("draft", self.target.score, made_BCD))
+        return drawing.draft(1)
 
     def _inputs(self, batch: Batch, n_tokens: int, n_slots: int) -> Tensor:
         """Each row's unread tokens, its slots directly behind them, then padding: [B, n_tokens + n_slots, D]."""

@@ -1,5 +1,6 @@
 """What drafters that are trained for one target have in common: a network, and the target whose tables it uses."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -95,14 +96,15 @@ class TrainedDrafter:
     max_rows: int | None = None
 
     def __init__(self, network: Network, files: dict[str, bytes] | None = None) -> None:
-        self.network: Any = network
+        self.loaded = network
+        self.network: Any = network  # as the target needs it
         self.files = files or {}
         self.packed = False
         self.place: tuple[torch.device, torch.dtype] | None = None
 
     @property
     def config(self) -> DrafterConfig:
-        return self.network.config
+        return self.loaded.config
 
     def check(self, target: Any) -> None:
         """Raise UsageError if `target` has another shape; warn if it has other weights: then few tokens are accepted."""
@@ -127,16 +129,11 @@ class TrainedDrafter:
         self._follow(target.embed.weight)
 
     def _follow(self, like: Tensor) -> None:
-        """Be where the target is, in its dtype."""
-        network = self.network
-        if self.packed and self.place != (like.device, like.dtype):
-            # A packed weight is laid out for one dtype and device.
-            self.network = type(network)(network.config)
-            self.network.load_state_dict(network.dense_state())
-            self.packed = False
-        if not self.packed:
-            self.network.to(like.device, like.dtype)
-            self.place = (like.device, like.dtype)
+        """Be where the target is, in its dtype. What was loaded stays as it is, for other targets and to be saved."""
+        place = (like.device, like.dtype)
+        if self.place != place:
+            self.network = copy.deepcopy(self.loaded).to(*place)
+            self.place, self.packed = place, False
 
     def offers(self, batch: Batch, allowed: list[int]) -> list[int]:
         """All that is allowed, up to what it was trained for."""
@@ -151,6 +148,13 @@ class TrainedDrafter:
         t, like = self.config.target, self.target.embed.weight
         shape = (self.config.n_layers, len(batch.rows), t.n_kv_heads, capacity, t.head_dim)
         return KVCache(*shape, dtype=like.dtype, device=like.device)
+
+
+def last_of(made_BLD: Tensor, counts_B: Tensor, before_BD: Tensor) -> Tensor:
+    """Of each row the last of its first `counts_B[b]` states, [B, D]; what it had before where that is none."""
+    last_B11 = (counts_B - 1).clamp(min=0)[:, None, None]
+    last_BD = made_BLD.gather(1, last_B11.expand(-1, 1, made_BLD.shape[-1]))[:, 0]
+    return torch.where(counts_B[:, None] > 0, last_BD, before_BD)
 
 
 def described(config: DecoderConfig) -> str:
