@@ -78,16 +78,9 @@ class System:
         spec = {**spec, "engine": self.engine, "precision": self.precision, "mode": self.mode}
         self.errors = stack.enter_context(tempfile.TemporaryFile("w+"))  # noqa: SIM115
         environment = {**os.environ, "OMP_NUM_THREADS": str(spec["threads"]), "HF_HUB_OFFLINE": "1"}
-        self.process = stack.enter_context(
-            subprocess.Popen(
-                [python, str(WORKER), json.dumps(spec)],
-                bufsize=0,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.errors,
-                env=environment,
-            )
-        )
+        pipes = {"bufsize": 0, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        command = [python, str(WORKER), json.dumps(spec)]
+        self.process = stack.enter_context(subprocess.Popen(command, **pipes, env=environment))
         answer = self.answer()
         if "missing" in answer:
             self.unmeasured = f"`{answer['missing']}` is not installed: `{INSTALL[self.engine]}`"
@@ -175,17 +168,11 @@ def table(running: list[System]) -> Iterator[str]:
     yield "|---|---|---|" + "---:|" * 6
     for system in running:
         ratio = beside(system, running)
-        cells = [
-            system.mode,
-            system.precision,
-            system.engine,
-            f"{statistics.median(system.first_ms):.1f}",
-            f"{statistics.median(system.token_ms):.3f}",
-            f"{min(system.token_ms):.3f}",
-            f"{max(system.token_ms):.3f}",
-            "" if ratio is None else f"{ratio:.2f}",
-            f"{agreeing(system.tokens, running[0].tokens)} of {len(system.tokens)}",
-        ]
+        median, lowest, highest = (find(system.token_ms) for find in (statistics.median, min, max))
+        times = [f"{statistics.median(system.first_ms):.1f}", *(f"{ms:.3f}" for ms in (median, lowest, highest))]
+        n_same = agreeing(system.tokens, running[0].tokens)
+        compared = ["" if ratio is None else f"{ratio:.2f}", f"{n_same} of {len(system.tokens)}"]
+        cells = [system.mode, system.precision, system.engine, *times, *compared]
         yield f"| {' | '.join(cells)} |"
 
 

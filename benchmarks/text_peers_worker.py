@@ -55,6 +55,7 @@ def openvino_system(spec: dict[str, Any]) -> Generate:
     pipeline = openvino_genai.LLMPipeline(openvino_folder(spec, "target"), "CPU", **extra, **device)
     settings = openvino_genai.GenerationConfig()
     settings.do_sample, settings.ignore_eos = False, True
+    settings.set_eos_token_id(0)  # it refuses a model that names none
     if spec["mode"] != "plain":
         settings.num_assistant_tokens = spec["k"]
     if spec["mode"] == "lookup":
