@@ -150,18 +150,15 @@ def gguf_file(spec: dict[str, Any]) -> Path:
     kinds = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "Q8_0"}
     kind = gguf.GGMLQuantizationType[kinds[spec["precision"]]]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, tensor in load_file(source / "model.safetensors").items():
+    for stored_name, tensor in load_file(source / "model.safetensors").items():
         values = tensor.float().numpy()
-        if "q_proj" in name or "k_proj" in name:
+        if "q_proj" in stored_name or "k_proj" in stored_name:
             # Rotary pairs are neighbours there, and half a head apart in the stored layout.
-            heads = n_heads if "q_proj" in name else n_kv_heads
+            heads = n_heads if "q_proj" in stored_name else n_kv_heads
             values = values.reshape(heads, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
-        stored = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
-        writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)) + ".weight",
-            gguf.quants.quantize(values, stored),
-            raw_dtype=stored,
-        )
+        its_kind = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else kind
+        name = names.get_name(stored_name, try_suffixes=(".weight",))
+        writer.add_tensor(name, gguf.quants.quantize(values, its_kind), raw_dtype=its_kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
