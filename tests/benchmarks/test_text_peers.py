@@ -86,11 +86,17 @@ def test_ratios_are_to_modicum_in_the_same_mode_and_precision():
 
 
 def test_another_model_ends_the_run_in_float32_alone():
-    ours = measured(MODICUM, "float32", "plain", [1, 2, 3, 4, 5], [1.0])
-    text_peers.check_model([ours, measured(LLAMA, "float32", "plain", [1, 2, 3, 4, 0], [1.0])])
-    text_peers.check_model([ours, measured(LLAMA, "int8", "plain", [1, 0, 3, 4, 5], [1.0])])
-    with pytest.raises(SystemExit, match="llama.cpp float32 plain runs another model.*the first 3 tokens agree"):
-        text_peers.check_model([ours, measured(LLAMA, "float32", "plain", [1, 2, 3, 0, 5], [1.0])])
+    tokens = list(range(19))
+    ours = measured(MODICUM, "float32", "plain", tokens, [1.0])
+    text_peers.check_model([ours, measured(LLAMA, "float32", "plain", [*tokens[:16], 0, 17, 18], [1.0])])
+    text_peers.check_model([ours, measured(LLAMA, "int8", "plain", [0, 0, *tokens[2:]], [1.0])])
+    with pytest.raises(SystemExit, match="llama.cpp float32 plain runs another model.*the first 15 tokens agree"):
+        text_peers.check_model([ours, measured(LLAMA, "float32", "plain", [*tokens[:15], 0, *tokens[16:]], [1.0])])
+    # Of fewer than that all have to agree.
+    with pytest.raises(SystemExit, match="the first 1 tokens agree"):
+        text_peers.check_model(
+            [measured(MODICUM, "float32", "plain", [3, 5], [1.0]), measured(LLAMA, "float32", "plain", [3, 4], [1.0])]
+        )
 
 
 @pytest.fixture
