@@ -51,7 +51,8 @@ PRECISIONS = {
 MODES = {MODICUM: ("plain", "draft", "lookup"), OPENVINO: ("plain", "draft", "lookup"), LLAMA: ("plain", "lookup")}
 INSTALL = {
     MODICUM: "pip install modicum",
-    OPENVINO: "pip install torch==2.13.0 optimum-intel openvino-genai",
+    # The exporter brings a torchvision for CUDA, which a torch for the CPU cannot load and the export does without.
+    OPENVINO: "pip install torch==2.13.0 optimum-intel openvino-genai && pip uninstall -y torchvision",
     LLAMA: "CMAKE_ARGS='-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF' pip install --no-binary llama-cpp-python "
     "llama-cpp-python gguf safetensors torch==2.13.0",
 }
@@ -179,7 +180,9 @@ def table(running: list[System]) -> Iterator[str]:
 def versions(python: str) -> str:
     """What is installed there, of what is measured."""
     names = ["torch", "openvino", "openvino-genai", "nncf", "llama-cpp-python"]
-    code = "import importlib.metadata as m, json, sys; print(json.dumps({d.name.replace('_', '-'): d.version for d in m.distributions()}))"
+    code = (
+        "import importlib.metadata as m, json, sys; print(json.dumps({d.name: d.version for d in m.distributions()}))"
+    )
     said = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
     found = {name.replace("_", "-"): version for name, version in json.loads(said).items()}
     return ", ".join(f"{name} {found[name]}" for name in names if name in found) or "none of them"
