@@ -1,5 +1,6 @@
 """Training: exact resume, data held out whole, schedules and losses by hand."""
 
+import abc
 import json
 import math
 import re
@@ -20,7 +21,7 @@ from modicum.train.optim import learning_rate
 from modicum.train.recipe import OptimSection, read_recipe
 from modicum.train.run import train
 from modicum.train.state import Progress, load_state, save_state, saved_progress
-from modicum.train.text import Windows, find_corpus, read_text, tokenize
+from modicum.train.text import Windows, find_corpus, held_out_texts, read_text, tokenize
 from modicum.train.tokenizer import train_tokenizer
 
 RECIPE = """
@@ -398,3 +399,11 @@ def test_a_run_may_begin_with_another_models_weights(recipe, tmp_path, monkeypat
     assert len(after) > len(before)
     with pytest.raises(UsageError, match=r"has no weight of this model's names and shapes: give one of equal width"):
         train(recipe, [*deeper, "model.dim=20", f'run.folder="{tmp_path / "wider"}"'])
+
+
+def test_held_out_texts_are_those_that_the_record_names(tmp_path):
+    (tmp_path / "training.json").write_text(json.dumps({"held_out": ["abc.py", "not/in/this/python.py"]}))
+    assert held_out_texts(tmp_path) == [read_text(Path(abc.__file__))]
+    (tmp_path / "training.json").write_text("{}")
+    with pytest.raises(UsageError, match="names no held-out files"):
+        held_out_texts(tmp_path)
