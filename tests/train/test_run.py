@@ -406,5 +406,5 @@ def test_held_out_texts_are_those_that_the_record_names(tmp_path):
     own = Path(sysconfig.get_paths()["stdlib"]) / "abc.py"
     assert held_out_texts(tmp_path) == [read_text(own)]
     (tmp_path / "training.json").write_text("{}")
-    with pytest.raises(UsageError, match="names no held-out files"):
+    with pytest.raises(UsageError, match="names held-out files"):
         held_out_texts(tmp_path)
