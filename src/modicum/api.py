@@ -24,7 +24,7 @@ from modicum.config import VivitConfig
 from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Request, Row, TokenEvent
 from modicum.decode.logprobs import TokenLogprob, check_logprobs
-from modicum.decode.loop import Engine, PlainEngine, run
+from modicum.decode.loop import run
 from modicum.decode.output import GenerationOutput
 from modicum.decode.processors import processors_per_prompt
 from modicum.decode.prompts import (
@@ -313,10 +313,13 @@ def generate(
         check_width(num_draft_tokens if drafter is not None else 0)
         if k_invariant and isinstance(drafter, ModelDrafter):
             drafter = ModelDrafter(exact_view(drafter.model))
-    new_engine: Callable[[int, dict[str, float]], Engine] = (
-        (lambda *_: PlainEngine(target))
-        if drafter is None
-        else make_engine(target, drafter, num_draft_tokens, verification=verification, k_invariant=k_invariant)
+    new_engine = make_engine(
+        target,
+        drafter,
+        num_draft_tokens,
+        capture=not (logprobs or bit_exact or any(processors)),
+        verification=verification,
+        k_invariant=k_invariant,
     )
     rows: list[Row] = []
     by_part: dict[str, float] = {}

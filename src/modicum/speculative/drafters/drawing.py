@@ -1,18 +1,27 @@
 """How a drafter takes tokens from its logits: by each row's own settings, with the uniforms of their place in the loop."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from modicum.decode.batch import Batch
 from modicum.decode.random import Purpose
-from modicum.decode.sampling import draw, greedy, seen_prefixes
+from modicum.decode.sampling import Sampler, draw, greedy, seen_prefixes
 from modicum.speculative.drafters.base import Draft
+
+
+class Rows(Protocol):
+    """What there is to know of the rows that tokens are drawn for: a `Batch`, or what stands for one."""
+
+    sampler: Sampler
+    seen_BV: Tensor | None
+    vocab_size: int
 
 
 class Drawing:
     """The tokens of one proposal, drawn one after another, with the distributions that they were drawn from."""
 
-    def __init__(self, batch: Batch, noise_BNP: Tensor | None) -> None:
+    def __init__(self, batch: Rows, noise_BNP: Tensor | None) -> None:
         self.batch, self.noise_BNP = batch, noise_BNP
         self.tokens: list[Tensor] = []
         self.probs: list[Tensor] = []

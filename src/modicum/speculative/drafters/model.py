@@ -61,7 +61,7 @@ class ModelDrafter:
                 self.read = [read + 1 for read in self.read]
                 self.cache.commit(1, self.read)
                 calls += 1
-            logits_BV, seen_BV = self._fit(logits_BV, batch.vocab_size), self._seen(batch, tokens)
+            logits_BV, seen_BV = self.fit(logits_BV, batch.vocab_size), self._seen(batch, tokens)
             if batch.processors is not None:
                 drafted_BC = torch.stack(tokens, 1) if tokens else batch.last_B1[:, :0]
                 scores_B1V, stuck = batch.process(logits_BV, seen_BV, drafted_BC, [count - 1 for count in counts])
@@ -140,7 +140,7 @@ class ModelDrafter:
         return seen_prefixes(batch.seen_BV, torch.stack(tokens, 1))[:, -1]
 
     @staticmethod
-    def _fit(logits_BV: Tensor, vocab_size: int) -> Tensor:
+    def fit(logits_BV: Tensor, vocab_size: int) -> Tensor:
         """The draft's logits over the target's vocabulary: its own padding cut off, what it lacks impossible."""
         missing = vocab_size - logits_BV.shape[-1]
         if missing <= 0:
