@@ -1,6 +1,7 @@
 """What a CUDA graph asks of a function, asked on a CPU: operations recorded once and repeated on the very same memory."""
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,12 +28,30 @@ def tensors(values):
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
+class NoData(TorchFunctionMode):
+    """Refuses tensors made of what the host holds, which the operations below do not show."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.as_tensor, torch.from_numpy):
+            raise NotCapturable(f"{func.__name__} in a loop")
+        return func(*args, **(kwargs or {}))
+
+
 class OnDevice(TorchDispatchMode):
     """Refuses operations that a graph cannot hold; keeps the others."""
 
     def __init__(self):
         super().__init__()
         self.calls = []
+        self.no_data = NoData()
+
+    def __enter__(self):
+        self.no_data.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        super().__exit__(*raised)
+        self.no_data.__exit__(*raised)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func._schema.name.removeprefix("aten::")

@@ -1,4 +1,4 @@
-"""Loops that are replayed: the same texts as from the ordinary engines, nothing for the host to wait for, nothing that moves."""
+"""Loops that are replayed: the texts of the ordinary engines, nothing for the host to wait for, and nothing that moves."""
 
 import pytest
 import torch
@@ -82,10 +82,10 @@ def test_every_family(case, tmp_path, both):
 def test_every_setting(settings, verification, both):
     target = tiny()
     draft = perturbed(target, 5, 0.1)
-    for k in range(1, 6):
+    for k in range(1, 6) if verification == "token" else (2, 5):
         own = first(SETTINGS[settings], k)
         drafting = {"draft": draft, "num_draft_tokens": k, "verification": verification}
-        ordinary, replayed = both(target, GIVEN[:k], max_new_tokens=26, seed=k, **drafting, **own)
+        ordinary, replayed = both(target, GIVEN[:k], max_new_tokens=19, seed=k, **drafting, **own)
         assert_same(ordinary, replayed)
         assert 0 < replayed.stats.acceptance_rate < 1
         if verification == "token":
@@ -130,7 +130,7 @@ def test_a_draft_that_is_the_target(both):
 def test_loops_can_be_replayed(k, settings, monkeypatch, both):
     """Operations recorded in a bucket's second loop, and from then on only repeated, write the same text.
 
-    Seven slots to a bucket: captured again and again, while rows end.
+    Buckets are small: it is captured again and again, while rows end.
     """
     monkeypatch.setattr(captured, "Replayed", Recording)
     monkeypatch.setattr(captured, "BUCKET", 16)
@@ -158,8 +158,10 @@ def test_what_a_replay_cannot_know(monkeypatch, both):
 
 def engine_on(device, k, settings=MIXED, verification="token"):
     """An engine that has read its prompts, and its batch."""
-    models = [tiny().to(device).for_inference(), tiny(1).to(device).for_inference()]
+    models = [tiny().to(device), tiny(1).to(device)]
     for model in models:
+        model._fingerprint = "of no numbers"
+        model.for_inference()
         model.rope.frequencies, model.rope.signs = model.rope.frequencies.to(device), model.rope.signs.to(device)
     requests = [
         Request(
@@ -214,14 +216,14 @@ def test_whoever_looks_is_caught(look, monkeypatch):
     kept_tokens = captured.kept_tokens
     monkeypatch.setattr(captured, "kept_tokens", lambda *args: LOOKS[look](kept_tokens(*args)))
     engine, _ = engine_on("meta", 2)
-    with pytest.raises((NotCapturable, NotImplementedError, RuntimeError)), OnDevice():
+    with pytest.raises((NotCapturable, RuntimeError)), OnDevice():
         engine.loop.function()
 
 
 @pytest.mark.parametrize("k", [0, 3])
 @torch.inference_mode()
 def test_nothing_moves(k):
-    engine, batch = engine_on("cpu", k)
+    engine, _ = engine_on("cpu", k)
 
     def places():
         held = [engine.tensors.__dict__, *(cache.__dict__ for cache in fixed)]

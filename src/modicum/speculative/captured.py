@@ -115,12 +115,13 @@ def propose(t: Tensors, draft: Any, cache: Any, noise_BNP: Tensor | None) -> tup
     # The last two tokens; of a text of one, that one and whatever stands behind it, which is not asked about.
     start_B = (t.lengths_B - 2).clamp(min=0)
     ids_BL = t.tokens_BM.gather(1, start_B[:, None] + torch.arange(2, device=start_B.device))
-    at_B1 = (t.lengths_B - 1 - start_B)[:, None]
+    at_B1: Tensor | None = (t.lengths_B - 1 - start_B)[:, None]
     cache.place(start_B)
     for offset in range(t.num_draft_tokens):
         if offset:
             cache.place(t.lengths_B + (offset - 1))
         logits_BV = draft(ids_BL.clamp(max=most), cache=cache, at_BN=at_B1)[:, 0]
+        # From here on one token is read at a time.
         ids_BL, at_B1 = drawing.draw(ModelDrafter.fit(logits_BV, t.vocab_size))[:, None], None
     return torch.stack(drawing.tokens, 1), torch.stack(drawing.probs, 1) if drawing.probs else None
 
