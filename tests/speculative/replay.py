@@ -75,8 +75,11 @@ class Recording:
 
     n_repeated = 0
 
-    def __init__(self, function, device):
+    def __init__(self, function, device, pool):
         self.function, self.n_calls = function, 0
+
+    def prepare(self):
+        return self.n_calls == 1
 
     def __call__(self):
         self.n_calls += 1

@@ -8,7 +8,7 @@ from modicum.decode import sampling
 from modicum.decode.batch import Batch, Request
 from modicum.decode.sampling import SamplingParams
 from modicum.errors import GenerationError
-from modicum.speculative import captured
+from modicum.speculative import captured, static_loop
 from modicum.speculative.captured import CapturedEngine, bucket_of, can_capture
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
@@ -132,7 +132,7 @@ def test_loops_can_be_replayed(k, settings, monkeypatch, both):
 
     Buckets are small: it is captured again and again, while rows end.
     """
-    monkeypatch.setattr(captured, "Replayed", Recording)
+    monkeypatch.setattr(static_loop, "Replayed", Recording)
     monkeypatch.setattr(captured, "BUCKET", 16)
     monkeypatch.setattr(sampling, "at_hand", lambda _: False)
     monkeypatch.setattr(Recording, "n_repeated", 0)
@@ -146,11 +146,11 @@ def test_loops_can_be_replayed(k, settings, monkeypatch, both):
 
 def test_what_a_replay_cannot_know(monkeypatch, both):
     """Positive control: a length that is read from the host's side stays what it was when the loop was recorded."""
-    monkeypatch.setattr(captured, "Replayed", Recording)
+    monkeypatch.setattr(static_loop, "Replayed", Recording)
     monkeypatch.setattr(sampling, "at_hand", lambda _: False)
-    place = captured.KVCache.place
+    place = static_loop.KVCache.place
     lengths = iter(range(4, 1000))
-    monkeypatch.setattr(captured.KVCache, "place", lambda self, _: place(self, torch.full((1,), next(lengths))))
+    monkeypatch.setattr(static_loop.KVCache, "place", lambda self, _: place(self, torch.full((1,), next(lengths))))
     ordinary, replayed = both(tiny(), [GIVEN[0]], max_new_tokens=20, temperature=0)
     assert ordinary.tokens[0][:3] == replayed.tokens[0][:3]
     assert ordinary.tokens != replayed.tokens
@@ -177,8 +177,7 @@ def engine_on(device, k, settings=MIXED, verification="token"):
     batch = Batch(requests, vocab_size=29, device=torch.device(device))
     engine = CapturedEngine(models[0], ModelDrafter(models[1]) if k else None, k, verification)
     engine.start(batch)
-    engine._bind(64, batch.device)
-    return engine, batch
+    return engine, batch, engine.room.loop(64, verification, None)
 
 
 @pytest.mark.parametrize("verification", ["token", "block"])
@@ -191,10 +190,10 @@ def test_a_loop_never_looks_at_a_number(k, verification):
     """
     greedy = {**MIXED, "temperature": [0] * 5}
     for settings in (MIXED, greedy):
-        engine, _ = engine_on("meta", k, settings, verification)
+        _, _, loop = engine_on("meta", k, settings, verification)
         for _ in range(2):
             with OnDevice() as recorded:
-                engine.loop.function()
+                loop.function()
         assert len(recorded.calls) > 100
 
 
@@ -213,62 +212,48 @@ LOOKS = {
 @torch.inference_mode()
 def test_whoever_looks_is_caught(look, monkeypatch):
     """Positive control of the test above."""
-    kept_tokens = captured.kept_tokens
-    monkeypatch.setattr(captured, "kept_tokens", lambda *args: LOOKS[look](kept_tokens(*args)))
-    engine, _ = engine_on("meta", 2)
+    kept_tokens = static_loop.kept_tokens
+    monkeypatch.setattr(static_loop, "kept_tokens", lambda *args: LOOKS[look](kept_tokens(*args)))
+    _, _, loop = engine_on("meta", 2)
     with pytest.raises((NotCapturable, RuntimeError)), OnDevice():
-        engine.loop.function()
+        loop.function()
 
 
 @pytest.mark.parametrize("k", [0, 3])
 @torch.inference_mode()
 def test_nothing_moves(k):
-    engine, _ = engine_on("cpu", k)
+    engine, _, loop = engine_on("cpu", k)
+    caches = next(cell.cell_contents for cell in loop.function.__closure__ if isinstance(cell.cell_contents, list))
 
     def places():
-        held = [engine.tensors.__dict__, *(cache.__dict__ for cache in fixed)]
-        return {
-            (at, name): value.data_ptr()
-            for at, names in enumerate(held)
-            for name, value in names.items()
-            if isinstance(value, torch.Tensor)
-        }
+        held = [engine.room.__dict__, *(cache.__dict__ for cache in caches)]
+        named = {(at, name): value for at, values in enumerate(held) for name, value in values.items()}
+        return {key: value.data_ptr() for key, value in named.items() if isinstance(value, torch.Tensor)}
 
-    fixed = [cell.cell_contents for cell in engine.loop.function.__closure__ if isinstance(cell.cell_contents, tuple)]
-    fixed = [cache for pair in fixed for cache in pair if isinstance(cache, captured.KVCache)]
-    assert len(fixed) == 1 + (k > 0)
-    before, lengths = places(), engine.tensors.lengths_B.clone()
-    assert {name for at, name in before if at == 0} == {
-        "tokens_BM",
-        "lengths_B",
-        "keys_B",
-        "seen_BV",
-        "ends_B",
-        "draft_ends_B",
-        "addresses_NP",
-        "table_BX",
-    }
+    assert len(caches) == 1 + (k > 0)
+    before, lengths = places(), engine.room.lengths_B.clone()
+    assert {name for at, name in before if at == 0} == {*static_loop.OF_ROWS, "seen_BV", "addresses_NP", "table_BX"}
     for _ in range(12):
-        engine.loop()
+        loop()
     assert places() == before
-    assert (engine.tensors.lengths_B >= lengths + 12).all()
+    assert (engine.room.lengths_B >= lengths + 12).all()
 
 
 @torch.inference_mode()
 def test_an_idle_row_stays_as_it_is():
-    engine, batch = engine_on("cpu", 3)
+    engine, batch, loop = engine_on("cpu", 3)
     engine.keep([0, 2, 3, 4], [batch.lengths[row] for row in (0, 2, 3, 4)])
-    before = engine.tensors.lengths_B.clone()
+    before = engine.room.lengths_B.clone()
     for _ in range(5):
-        engine.loop()
-    grown = engine.tensors.lengths_B - before
+        loop()
+    grown = engine.room.lengths_B - before
     assert grown[1] == 0
     assert (grown[[0, 2, 3, 4]] >= 5).all()
     assert engine.slots == [0, 2, 3, 4]
     # Half of them are left: what stays moves together.
     engine.keep([1, 3], [0, 0])
     assert engine.slots == [0, 1]
-    assert engine.tensors.lengths_B.tolist() == (before + grown)[[2, 4]].tolist()
+    assert engine.room.lengths_B.tolist() == (before + grown)[[2, 4]].tolist()
 
 
 def test_the_device_is_ahead_of_the_host(monkeypatch, both):

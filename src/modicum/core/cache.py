@@ -114,6 +114,11 @@ class KVCache:
         """Make these the lengths of a `fixed` cache."""
         self.lengths_B.copy_(lengths_B)
 
+    def take(self, other: "KVCache", rows_B: Tensor) -> None:
+        """Make the slots of these rows of a cache of the same capacity this one's own, in place; lengths stay apart."""
+        self.k_NBGMK.copy_(other.k_NBGMK[:, rows_B])
+        self.v_NBGMK.copy_(other.v_NBGMK[:, rows_B])
+
     def _measure(self, known: list[int] | None, bound: int, same: bool) -> None:
         self.longest = bound if known is None else max(known)
         self.uniform = (self.uniform and same) if known is None else min(known) == max(known)

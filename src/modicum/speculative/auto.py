@@ -114,7 +114,8 @@ def make_engine(
     host sees nothing of but their tokens, where there are such.
     """
     if capture and not options["k_invariant"] and can_capture(target, drafter, num_draft_tokens):
-        return lambda *_: CapturedEngine(target, drafter, num_draft_tokens, options["verification"])
+        captured = CapturedEngine(target, drafter, num_draft_tokens, options["verification"])
+        return lambda *_: captured
     if drafter is None:
         return lambda *_: PlainEngine(target)
     if isinstance(num_draft_tokens, int):

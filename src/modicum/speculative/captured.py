@@ -16,18 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.core.cache import KVCache
-from modicum.core.graphs import Replayed
+from modicum.core.graphs import shared_pool
 from modicum.decode.batch import Batch, Loop
 from modicum.decode.clock import Stamp
-from modicum.decode.loop import open_cache, refuse_invalid
-from modicum.decode.random import Purpose, address_table, hashed
-from modicum.decode.sampling import seen_prefixes
+from modicum.decode.loop import refuse_invalid
+from modicum.decode.sampling import SamplingParams
 from modicum.lm.decoder import Decoder
 from modicum.speculative.drafters.base import Drafter
-from modicum.speculative.drafters.drawing import Drawing
 from modicum.speculative.drafters.model import ModelDrafter
-from modicum.speculative.loop import kept_tokens, verdict
+from modicum.speculative.static_loop import Room
 
 # Where loops are captured without being asked. On a CPU a launch costs nothing that a graph would save.
 DEVICES = {"cuda"}
@@ -49,83 +46,6 @@ def can_capture(target: Any, drafter: Drafter | None, num_draft_tokens: int | st
     return native and target.device.type in DEVICES
 
 
-class Tensors:
-    """Everything a loop reads and writes, in tensors that stay where they are."""
-
-    seen_BV: Tensor | None
-
-    def __init__(self, batch: Batch, num_draft_tokens: int, capacity: int, draft: Any) -> None:
-        B, K, device = len(batch.rows), num_draft_tokens, batch.device
-        self.num_draft_tokens, self.vocab_size = K, batch.vocab_size
-        self.sampler = batch.sampler
-        # Room for what is written behind a row's end.
-        self.tokens_BM = torch.nn.functional.pad(batch.tokens_BM, (0, capacity - batch.tokens_BM.shape[1]))
-        self.lengths_B, self.keys_B = batch.lengths_B.clone(), batch.uniforms.key_B.clone()
-        self.seen_BV = None if batch.seen_BV is None else batch.seen_BV.clone()
-        ends = [row.request.max_total for row in batch.rows]
-        # A draft proposes no further than its own context; a loop's last token is the target's.
-        context = draft.config.max_seq_len if draft is not None else 0
-        self.ends_B = torch.tensor(ends, device=device)
-        self.draft_ends_B = torch.tensor([min(end - 1, context) for end in ends], device=device)
-        self.addresses_NP = address_table(K + 1, len(Purpose), device)
-        self.table_BX = torch.zeros(B, 3 + K + 1, dtype=torch.int64, device=device)
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these. Everything moves."""
-        index = torch.tensor(rows, device=self.lengths_B.device)
-        self.sampler = self.sampler.select(rows)
-        for name in ("tokens_BM", "lengths_B", "keys_B", "ends_B", "draft_ends_B", "table_BX"):
-            setattr(self, name, getattr(self, name)[index])
-        self.seen_BV = None if self.seen_BV is None else self.seen_BV[index]
-
-
-def run_loop(
-    t: Tensors, target: Any, draft: Any, cache: KVCache, draft_cache: KVCache | None, verification: str
-) -> None:
-    """One loop of every row, nothing of which the host waits for.
-
-    Row b of `t.table_BX` becomes: how many drafted tokens were accepted, how many counted, whether the distributions were
-    valid, and the tokens of `kept_tokens`. Tokens, lengths and what was seen are advanced; an idle row stays as it is.
-    """
-    drafted_B = (t.draft_ends_B - t.lengths_B).clamp(0, t.num_draft_tokens)
-    noise_BNP = None if t.sampler.all_greedy else hashed(t.keys_B, t.lengths_B, t.addresses_NP)
-    last_B1 = t.tokens_BM.gather(1, t.lengths_B[:, None] - 1)
-    tokens_BC: Tensor = last_B1[:, :0]
-    probs_BCV: Tensor | None = None
-    if t.num_draft_tokens:
-        tokens_BC, probs_BCV = propose(t, draft, draft_cache, noise_BNP)
-    cache.place(t.lengths_B - 1)
-    logits_BNV = target(torch.cat([last_B1, tokens_BC], 1), cache=cache)[..., : t.vocab_size]
-    seen_BNV = None if t.seen_BV is None else seen_prefixes(t.seen_BV, tokens_BC)
-    accepted = verdict(t.sampler, logits_BNV, seen_BNV, tokens_BC, probs_BCV, drafted_B, noise_BNP, verification)
-    new_BN = kept_tokens(tokens_BC, accepted)
-    columns = [accepted.n_accepted_B, drafted_B, accepted.valid_B.long()]
-    t.table_BX.copy_(torch.cat([torch.stack(columns, 1), new_BN], 1))
-    at_BN = t.lengths_B[:, None] + torch.arange(new_BN.shape[1], device=new_BN.device)
-    # What stands behind a row's new tokens is overwritten before it is read.
-    t.tokens_BM.scatter_(1, at_BN, new_BN)
-    if t.seen_BV is not None:
-        t.seen_BV.scatter_(1, new_BN, True)
-    t.lengths_B.add_((accepted.n_accepted_B + 1) * (t.lengths_B < t.ends_B))
-
-
-def propose(t: Tensors, draft: Any, cache: Any, noise_BNP: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """K tokens behind every row, and the distributions they were drawn from, None for greedy ones."""
-    drawing, most = Drawing(t, noise_BNP), draft.config.vocab_size - 1
-    # The last two tokens; of a text of one, that one and whatever stands behind it, which is not asked about.
-    start_B = (t.lengths_B - 2).clamp(min=0)
-    ids_BL = t.tokens_BM.gather(1, start_B[:, None] + torch.arange(2, device=start_B.device))
-    at_B1: Tensor | None = (t.lengths_B - 1 - start_B)[:, None]
-    cache.place(start_B)
-    for offset in range(t.num_draft_tokens):
-        if offset:
-            cache.place(t.lengths_B + (offset - 1))
-        logits_BV = draft(ids_BL.clamp(max=most), cache=cache, at_BN=at_B1)[:, 0]
-        # From here on one token is read at a time.
-        ids_BL, at_B1 = drawing.draw(ModelDrafter.fit(logits_BV, t.vocab_size))[:, None], None
-    return torch.stack(drawing.tokens, 1), torch.stack(drawing.probs, 1) if drawing.probs else None
-
-
 @dataclass
 class Flight:
     """A loop on its way. `slots` says which row of the table is whose, in the order of the batch's rows."""
@@ -134,27 +54,31 @@ class Flight:
     slots: list[int]
     began: Stamp
     ended: Stamp
+    captured: bool  # the host had to record it first
 
 
 class CapturedEngine:
-    """`SpeculativeEngine` with a model as the drafter, or without one `PlainEngine`, as replayed loops."""
+    """`SpeculativeEngine` with a model as the drafter, or without one `PlainEngine`, as replayed loops.
+
+    It may serve one batch after another: what was captured for so many rows is used again.
+    """
 
     def __init__(self, target: Decoder, drafter: Any, num_draft_tokens: Any, verification: str = "token") -> None:
         """For what `can_capture` allows."""
-        self.target, self.draft = target, None if drafter is None else drafter.model
+        self.models = [target] if drafter is None else [target, drafter.model]
         self.num_draft_tokens = 0 if drafter is None else num_draft_tokens
         self.verification = verification
         self.sources = ("plain", "plain") if drafter is None else ("draft", "target")
+        self.rooms: dict[int, Room] = {}
+        self.capacity, self.vocab_size, self.pool = 0, 0, shared_pool(target.device)
 
     def start(self, batch: Batch) -> None:
-        # Bound to happen, at most: every loop on its way writes K + 1 tokens behind what the host knows of.
         capacity = bucket_of(batch.tokens_BM.shape[1] + self.num_draft_tokens + 1)
-        self.tensors = Tensors(batch, self.num_draft_tokens, capacity, self.draft)
-        counts = [length - 1 for length in batch.lengths]
-        self.caches = [open_cache(self.target, [], batch.tokens_BM, counts, capacity)]
-        if self.draft is not None:
-            readable_BM = batch.tokens_BM.clamp(max=self.draft.config.vocab_size - 1)
-            self.caches.append(open_cache(self.draft, [], readable_BM, counts, capacity))
+        if capacity > self.capacity or batch.vocab_size != self.vocab_size:
+            self.rooms.clear()
+            self.capacity, self.vocab_size = capacity, batch.vocab_size
+        self.room = self._room(batch.sampler.params, batch.device)
+        self.room.fill(batch)
         self.slots = list(range(len(batch.rows)))
         self.flights: list[Flight] = []
         self.bucket, self.landed = 0, None
@@ -172,7 +96,7 @@ class CapturedEngine:
         refuse_invalid(batch, all(valid for _, _, valid, *_ in rows))
         seconds = {"loop": batch.clock.between(flight.began, flight.ended)}
         if self.landed is not None:
-            seconds["idle"] = batch.clock.between(self.landed, flight.began)
+            seconds["capture" if flight.captured else "idle"] = batch.clock.between(self.landed, flight.began)
         self.landed = flight.ended
         accepted = [n for n, *_ in rows]
         judged = [min(n + 1, count) for n, count, *_ in rows]
@@ -181,42 +105,43 @@ class CapturedEngine:
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         for slot in set(self.slots) - {self.slots[row] for row in rows}:
-            self.tensors.ends_B[slot].zero_()
+            self.room.ends_B[slot].zero_()
         self.slots = [self.slots[row] for row in rows]
         for flight in self.flights:
             flight.slots = [flight.slots[row] for row in rows]
-        if 2 * len(rows) <= len(self.tensors.lengths_B):
-            self.tensors.keep(self.slots)
-            for cache in self.caches:
-                cache.keep(self.slots)
+        left = self.room
+        if 2 * len(rows) <= len(left.lengths_B):
+            self.room = self._room([left.sampler.params[slot] for slot in self.slots], left.device)
+            self.room.take(left, self.slots)
             self.slots, self.bucket = list(range(len(rows))), 0
             self._buffers()
+
+    def _room(self, params: list[SamplingParams], device: torch.device) -> Room:
+        """One for rows with these settings, where tensors and graphs of another batch's may still be."""
+        room = self.rooms.get(len(params))
+        if room is None or room.sampler.params != params:
+            room = Room(self.models, params, self.num_draft_tokens, self.vocab_size, self.capacity, device)
+            self.rooms[len(params)] = room
+        return room
 
     def _launch(self, batch: Batch) -> None:
         unknown = len(self.flights) * (self.num_draft_tokens + 1)
         pairs = zip(batch.lengths, batch.rows, strict=True)
         longest = max(min(length + unknown, row.request.max_total) for length, row in pairs)
-        if longest + self.num_draft_tokens > self.bucket:
-            self._bind(bucket_of(longest + self.num_draft_tokens), batch.device)
-        began = batch.clock.stamp()
-        self.loop()
+        # It never shrinks while rows that have ended are still there.
+        self.bucket = max(self.bucket, bucket_of(longest + self.num_draft_tokens))
+        loop = self.room.loop(self.bucket, self.verification, self.pool)
+        captured, began = loop.prepare(), batch.clock.stamp()
+        loop()
         table_BX = self.buffers.pop(0)
         self.buffers.append(table_BX)
-        table_BX.copy_(self.tensors.table_BX, non_blocking=True)
-        self.flights.append(Flight(table_BX, list(self.slots), began, batch.clock.stamp()))
-
-    def _bind(self, n_slots: int, device: torch.device) -> None:
-        """From now on loops read `n_slots` of the caches."""
-        self.bucket = n_slots
-        cache, *draft_cache = [cache.fixed(n_slots) for cache in self.caches]
-        pair = self.target, self.draft, cache, draft_cache[0] if draft_cache else None
-        self.loop = Replayed(lambda: run_loop(self.tensors, *pair, self.verification), device)
+        table_BX.copy_(self.room.table_BX, non_blocking=True)
+        self.flights.append(Flight(table_BX, list(self.slots), began, batch.clock.stamp(), captured))
 
     def _buffers(self) -> None:
         """Where tables land: one for every loop that can be on its way."""
-        like = self.tensors.table_BX
-        pinned = like.is_cuda
-        self.buffers = [torch.empty(like.shape, dtype=like.dtype, pin_memory=pinned) for _ in range(AHEAD)]
+        like = self.room.table_BX
+        self.buffers = [torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda) for _ in range(AHEAD)]
 
 
 def bucket_of(n_slots: int) -> int:
