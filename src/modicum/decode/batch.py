@@ -95,15 +95,15 @@ class Loop:
     """What one target call yielded, per active row: the tokens, and how many drafted ones were judged and accepted.
 
     `new_BN` and `n_new_B` are the tokens and their number where the models run, so that nothing has to travel back; a
-    row's last token is repeated behind it.
+    row's last token is repeated behind it. None: the engine has appended them itself, to tensors of its own.
     `k` is how many were asked for, where that is chosen for every loop.
     """
 
     tokens: list[list[int]]
     judged: list[int]
     accepted: list[int]
-    new_BN: Tensor
-    n_new_B: Tensor | int
+    new_BN: Tensor | None
+    n_new_B: Tensor | int | None
     draft_calls: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     logprobs: list[list[TokenLogprob]] | None = None
@@ -205,7 +205,8 @@ class Batch:
             judged = loop.judged[at] if kept > accepted else min(loop.judged[at], kept)
             row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds, loop.k)
             self.lengths[at] = len(row.tokens)
-        self._append(loop.new_BN, loop.n_new_B)
+        if loop.new_BN is not None and loop.n_new_B is not None:
+            self._append(loop.new_BN, loop.n_new_B)
         return [row for row in self.rows if row.finish_reason is not None]
 
     def _append(self, new_BN: Tensor, n_new_B: Tensor | int) -> None:
