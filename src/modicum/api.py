@@ -300,7 +300,7 @@ def generate(
         target,
         drafter,
         num_draft_tokens,
-        capture=not (logprobs or bit_exact or any(processors)),
+        capture=not (logprobs or bit_exact or any(request.processors for request in requests)),
         verification=verification,
         k_invariant=k_invariant,
     )

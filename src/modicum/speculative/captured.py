@@ -27,7 +27,7 @@ from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.static_loop import Room
 
 # Kinds of devices where loops are captured. None yet: the function that is captured is tested on a CPU, where a launch costs
-# nothing that a graph would save, and its capture has not been run on a GPU. tests/gpu and benchmarks/text_gpu.py add "cuda".
+# nothing that a graph would save, but its capture has not been run on a GPU. tests/gpu and benchmarks/text_gpu.py add cuda.
 DEVICES: set[str] = set()
 # Loops on their way at a time: the device has the next one before the host has read the last.
 AHEAD = 2
