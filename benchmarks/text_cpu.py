@@ -170,7 +170,8 @@ class SyntheticDrafter:
             ahead = self.texts[row.request.index][len(row.tokens) :][:width]
             ahead += [0] * (width - len(ahead))
             proposed.append([token if keep else (token + 1) % 1000 for token, keep in zip(ahead, keeps, strict=True)])
-        return Draft(torch.tensor(proposed).view(len(allowed), width), None, list(allowed), 0)
+        tokens_BC = torch.tensor(proposed, dtype=torch.int64).view(len(allowed), width)
+        return Draft(tokens_BC, None, list(allowed), 0)
 
     def keep(self, rows: list[int], lengths: list[int]) -> None:
         """Rows are found by their index."""
