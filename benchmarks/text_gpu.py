@@ -348,9 +348,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--toy", action="store_true", help="toy size, on the CPU")
     options = parser.parse_args(arguments)
     if not options.toy and not torch.cuda.is_available():
-        sys.exit(
-            "there is no GPU here, and on a CPU benchmarks/text_cpu.py is the one: give --toy to see that this one runs"
-        )
+        sys.exit("there is no GPU here: give --toy to see that this runs; benchmarks/text_cpu.py measures a CPU")
     options.device = torch.device("cpu" if options.toy else "cuda")
     options.dtype = torch.float32 if options.toy else torch.bfloat16
     print(machine(options.device.type))

@@ -256,7 +256,37 @@ def test_an_idle_row_stays_as_it_is():
     assert engine.room.lengths_B.tolist() == (before + grown)[[2, 4]].tolist()
 
 
-def test_the_device_is_ahead_of_the_host(monkeypatch, both):
+def test_rooms_serve_the_next_batch(monkeypatch, both):
+    """Seven prompts, two at a time: what was recorded for two rows, and for the one that is left of them, is used again."""
+    monkeypatch.setattr(static_loop, "Replayed", Recording)
+    monkeypatch.setattr(sampling, "at_hand", lambda _: False)
+    monkeypatch.setattr("modicum.decode.prompts.MAX_ROWS", 2)
+    made, init = [], static_loop.Room.__init__
+    monkeypatch.setattr(static_loop.Room, "__init__", lambda self, *args: made.append(self) or init(self, *args))
+    target = tiny()
+    lengths = [12, 3, 19, 7, 11, 2, 9]
+    settings = {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 6}
+    drafting = {"draft": perturbed(target, 5, 0.1), "num_draft_tokens": 2}
+    given = prompts([4, 9, 1, 13, 6, 3, 8])
+    assert_same(*both(target, given, max_new_tokens=lengths, **settings, **drafting))
+    assert [len(room.lengths_B) for room in made] == [2, 1]
+    calls = [loop.n_calls for room in made for loop in room.loops.values()]
+    assert len(calls) == 2
+    # As many as four batches need: one launched too many, at most, at the end of each.
+    assert min(calls) > 5
+
+
+def test_time_by_part(monkeypatch):
+    monkeypatch.setattr(captured, "DEVICES", ("cpu",))
+    out = modicum.generate(tiny(), GIVEN, draft=tiny(1), max_new_tokens=[3, 9, 17, 5, 12], temperature=0)
+    for stats in out.row_stats:
+        assert {"prefill", "loop", "rest"} <= set(stats.seconds_by_part) <= {"prefill", "loop", "idle", "rest"}
+        assert sum(stats.seconds_by_part.values()) == pytest.approx(stats.seconds, rel=1e-9)
+        assert stats.draft_calls == 4 * stats.target_calls
+        assert (stats.model_seconds, stats.non_model_share) == ({}, None)
+
+
+def test_the_device_is_ahead_of_the_host(monkeypatch):
     """While the host takes a loop's tokens the next one is on its way, but none that would have nothing to do."""
     monkeypatch.setattr(captured, "DEVICES", ("cpu",))
     launch, step, seen = CapturedEngine._launch, CapturedEngine.step, []
@@ -278,7 +308,7 @@ def test_the_device_is_ahead_of_the_host(monkeypatch, both):
     assert counts["launched"] == 12
 
 
-def test_numbers_that_are_none_are_refused(both, monkeypatch):
+def test_numbers_that_are_none_are_refused(monkeypatch):
     monkeypatch.setattr(captured, "DEVICES", ("cpu",))
     target = tiny()
     with torch.no_grad():
