@@ -55,6 +55,15 @@ def both(monkeypatch):
     return run
 
 
+@pytest.fixture
+def recorded(monkeypatch):
+    """Loops as a GPU would have them: recorded as soon as may be, and nothing at hand for the host to look at."""
+    monkeypatch.setattr(static_loop, "Replayed", Recording)
+    monkeypatch.setattr(captured, "PAYS", 0)
+    monkeypatch.setattr(sampling, "at_hand", lambda _: False)
+    monkeypatch.setattr(Recording, "n_repeated", 0)
+
+
 def assert_same(ordinary, replayed):
     assert replayed.tokens == ordinary.tokens
     assert replayed.texts == ordinary.texts
@@ -127,15 +136,12 @@ def test_a_draft_that_is_the_target(both):
 
 @pytest.mark.parametrize("settings", ["greedy, penalised", "mixed"])
 @pytest.mark.parametrize("k", [0, 3])
-def test_loops_can_be_replayed(k, settings, monkeypatch, both):
+def test_loops_can_be_replayed(k, settings, monkeypatch, recorded, both):
     """Operations recorded in a bucket's second loop, and from then on only repeated, write the same text.
 
     Buckets are small: it is captured again and again, while rows end.
     """
-    monkeypatch.setattr(static_loop, "Replayed", Recording)
     monkeypatch.setattr(captured, "BUCKET", 16)
-    monkeypatch.setattr(sampling, "at_hand", lambda _: False)
-    monkeypatch.setattr(Recording, "n_repeated", 0)
     target = tiny()
     drafting = {"draft": perturbed(target, 5, 0.1), "num_draft_tokens": k} if k else {}
     lengths = [40, 9, 31, 1, 55]
@@ -144,10 +150,8 @@ def test_loops_can_be_replayed(k, settings, monkeypatch, both):
     assert Recording.n_repeated > 8
 
 
-def test_what_a_replay_cannot_know(monkeypatch, both):
+def test_what_a_replay_cannot_know(monkeypatch, recorded, both):
     """Positive control: a length that is read from the host's side stays what it was when the loop was recorded."""
-    monkeypatch.setattr(static_loop, "Replayed", Recording)
-    monkeypatch.setattr(sampling, "at_hand", lambda _: False)
     place = static_loop.KVCache.place
     lengths = iter(range(4, 1000))
     monkeypatch.setattr(static_loop.KVCache, "place", lambda self, _: place(self, torch.full((1,), next(lengths))))
@@ -256,10 +260,8 @@ def test_an_idle_row_stays_as_it_is():
     assert engine.room.lengths_B.tolist() == (before + grown)[[2, 4]].tolist()
 
 
-def test_rooms_serve_the_next_batch(monkeypatch, both):
+def test_rooms_serve_the_next_batch(monkeypatch, recorded, both):
     """Seven prompts, two at a time: what was recorded for two rows, and for the one that is left of them, is used again."""
-    monkeypatch.setattr(static_loop, "Replayed", Recording)
-    monkeypatch.setattr(sampling, "at_hand", lambda _: False)
     monkeypatch.setattr("modicum.decode.prompts.MAX_ROWS", 2)
     made, init = [], static_loop.Room.__init__
     monkeypatch.setattr(static_loop.Room, "__init__", lambda self, *args: made.append(self) or init(self, *args))
@@ -274,6 +276,15 @@ def test_rooms_serve_the_next_batch(monkeypatch, both):
     assert len(calls) == 2
     # As many as four batches need: one launched too many, at most, at the end of each.
     assert min(calls) > 5
+
+
+def test_a_short_text_is_not_recorded(monkeypatch, recorded, both):
+    monkeypatch.setattr(captured, "PAYS", 4)
+    ordinary, replayed = both(tiny(), [GIVEN[0]], draft=tiny(), num_draft_tokens=3, max_new_tokens=15, temperature=0)
+    assert_same(ordinary, replayed)
+    assert Recording.n_repeated == 0
+    both(tiny(), [GIVEN[0]], draft=tiny(), num_draft_tokens=3, max_new_tokens=20, temperature=0)
+    assert Recording.n_repeated == 3
 
 
 def test_time_by_part(monkeypatch):

@@ -10,8 +10,7 @@ class Replayed:
     """`function`, called with nothing and returning nothing, for a device.
 
     It works in place on tensors that stay where they are, its shapes never change, and it never looks at a number on the
-    host. On a GPU its first call runs as it is, which loads kernels and lets libraries set themselves up; then it is
-    recorded as a CUDA graph, and a call is one launch. Elsewhere every call runs as it is.
+    host. Calls run it as it is, until on a GPU `prepare` has recorded it as a CUDA graph; then a call is one launch.
 
     Whatever the function caches must be held by someone as long as this object: a graph knows addresses, not tensors.
     Functions that never run at the same time, and leave nothing in memory of their own, may share a `pool` of it.
@@ -24,7 +23,10 @@ class Replayed:
         self.warm = False
 
     def prepare(self) -> bool:
-        """Capture the function if it is time. Returns whether it was: it takes as long as some calls."""
+        """Capture the function, if it has been called: that loads kernels and lets libraries set themselves up.
+
+        Returns whether it was captured now, which takes as long as some calls.
+        """
         if self.stream is None or not self.warm or self.graph is not None:
             return False
         graph = torch.cuda.CUDAGraph()
@@ -35,7 +37,6 @@ class Replayed:
         return True
 
     def __call__(self) -> None:
-        self.prepare()
         if self.graph is not None:
             self.graph.replay()
         elif self.stream is None:

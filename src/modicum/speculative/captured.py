@@ -30,6 +30,8 @@ from modicum.speculative.static_loop import Room
 DEVICES = {"cuda"}
 # Loops on their way at a time: the device has the next one before the host has read the last.
 AHEAD = 2
+# Loops still to come, drafts all accepted, from which recording one pays.
+PAYS = 4
 # Cache slots that attention reads are a multiple of this, or of a quarter of the power of two below their number, so
 # that a text that doubles is captured four times.
 BUCKET = 256
@@ -131,7 +133,8 @@ class CapturedEngine:
         # It never shrinks while rows that have ended are still there.
         self.bucket = max(self.bucket, bucket_of(longest + self.num_draft_tokens))
         loop = self.room.loop(self.bucket, self.verification, self.pool)
-        captured, began = loop.prepare(), batch.clock.stamp()
+        pays = max(row.remaining for row in batch.rows) >= PAYS * (self.num_draft_tokens + 1)
+        captured, began = pays and loop.prepare(), batch.clock.stamp()
         loop()
         table_BX = self.buffers.pop(0)
         self.buffers.append(table_BX)
