@@ -75,7 +75,7 @@ class Recording:
 
     n_repeated = 0
 
-    def __init__(self, function, device, pool):
+    def __init__(self, function, side):
         self.function, self.n_calls, self.prepared, self.calls = function, 0, False, None
 
     def prepare(self):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.core.graphs import shared_pool
+from modicum.core.graphs import Side
 from modicum.decode.batch import Batch, Loop
 from modicum.decode.clock import Stamp
 from modicum.decode.loop import refuse_invalid
@@ -72,7 +72,7 @@ class CapturedEngine:
         self.verification = verification
         self.sources = ("plain", "plain") if drafter is None else ("draft", "target")
         self.rooms: dict[int, Room] = {}
-        self.capacity, self.vocab_size, self.pool = 0, 0, shared_pool(target.device)
+        self.capacity, self.vocab_size, self.side = 0, 0, Side.of(target.device)
 
     def start(self, batch: Batch) -> None:
         capacity = bucket_of(batch.tokens_BM.shape[1] + self.num_draft_tokens + 1)
@@ -132,7 +132,7 @@ class CapturedEngine:
         longest = max(min(length + unknown, row.request.max_total) for length, row in pairs)
         # It never shrinks while rows that have ended are still there.
         self.bucket = max(self.bucket, bucket_of(longest + self.num_draft_tokens))
-        loop = self.room.loop(self.bucket, self.verification, self.pool)
+        loop = self.room.loop(self.bucket, self.verification, self.side)
         pays = max(row.remaining for row in batch.rows) >= PAYS * (self.num_draft_tokens + 1)
         captured, began = pays and loop.prepare(), batch.clock.stamp()
         loop()
