@@ -4,8 +4,12 @@ import pytest
 import torch
 
 import modicum
+from modicum.decode import batch as batch_module
+from modicum.decode import clock as clock_module
+from modicum.decode import loop as loop_module
 from modicum.decode import sampling
 from modicum.decode.batch import Batch, Request
+from modicum.decode.clock import Clock
 from modicum.decode.sampling import SamplingParams
 from modicum.errors import GenerationError
 from modicum.speculative import captured, static_loop
@@ -78,8 +82,8 @@ def assert_same(ordinary, replayed):
 def test_every_family(case, tmp_path, both):
     """Up to the context, which ends the longest row, windows included."""
     make(case, tmp_path)
-    target = modicum.load(tmp_path)
-    draft = perturbed(modicum.load(tmp_path), 5, 0.05)
+    target = modicum.load(tmp_path, device="cpu")
+    draft = perturbed(modicum.load(tmp_path, device="cpu"), 5, 0.05)
     given = prompts([5, 1, 48, 9, 2], vocab_size=61)
     for k, settings in ((4, MIXED), (0, MIXED)):
         drafting = {"draft": draft, "num_draft_tokens": k} if k else {}
@@ -103,7 +107,8 @@ def test_every_setting(settings, verification, both):
 
 def test_an_end_of_text_and_stop_strings(both):
     """Rows leave one by one, in the middle of drafts, and the rest is moved together twice or more."""
-    target, draft = (modicum.load(name, dtype="float32") for name in ("modicum-code-target", "modicum-code-draft"))
+    names = "modicum-code-target", "modicum-code-draft"
+    target, draft = (modicum.load(name, device="cpu", dtype="float32") for name in names)
     given = ["def add(", "import ", "class Stack:\n    ", "x = ", "for i in"]
     options = {"max_new_tokens": [40, 7, 60, 21, 33], "seed": 3, "stop": ["self", ")", "\n\n"], "top_p": 0.95}
     ordinary, replayed = both(
@@ -317,6 +322,54 @@ def test_the_device_is_ahead_of_the_host(monkeypatch):
     modicum.generate(tiny(), GIVEN, max_new_tokens=12, temperature=0)
     assert seen == [1] * 11 + [0]
     assert counts["launched"] == 12
+
+
+LOOP, HOST = 0.010, 0.002  # seconds of the device for a loop, and of the host for its tokens
+
+
+@pytest.mark.parametrize(("ahead", "waits"), [(2, 0.0), (1, HOST)])
+def test_the_device_need_not_wait(ahead, waits, monkeypatch):
+    """On a simulated GPU, whose loops a host launches in no time. With one on its way at a time, it waits for every one."""
+    host = device = 0.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = 0.0
+
+        def record(self):
+            self.at = max(host, device)
+
+        def synchronize(self):
+            nonlocal host
+            host = max(host, self.at)
+
+        def elapsed_time(self, other):
+            return (other.at - self.at) * 1e3
+
+    class Launched(static_loop.Replayed):
+        def __call__(self):
+            nonlocal device
+            super().__call__()
+            device = max(host, device) + LOOP
+
+    def take(*args):
+        nonlocal host
+        host += HOST
+        return plain_take(*args)
+
+    plain_take = Batch.take
+    for module in (batch_module, clock_module, loop_module):
+        monkeypatch.setattr(module, "perf_counter", lambda: host)
+    monkeypatch.setattr(batch_module, "Clock", lambda _: Clock(torch.device("cuda")))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(static_loop, "Replayed", Launched)
+    monkeypatch.setattr(Batch, "take", take)
+    monkeypatch.setattr(captured, "DEVICES", ("cpu",))
+    monkeypatch.setattr(captured, "AHEAD", ahead)
+    stats = modicum.generate(tiny(), [[1, 2, 3]], temperature=0, max_new_tokens=11).row_stats[0]
+    assert stats.seconds_by_part["loop"] == pytest.approx(11 * LOOP)
+    assert stats.seconds_by_part["idle"] == pytest.approx(10 * waits, abs=1e-9)
+    assert stats.seconds == pytest.approx(11 * LOOP + 10 * waits + HOST)
 
 
 def test_numbers_that_are_none_are_refused(monkeypatch):
