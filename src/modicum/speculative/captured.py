@@ -81,6 +81,7 @@ class CapturedEngine:
             self.capacity, self.vocab_size = capacity, batch.vocab_size
         self.room = self._room(batch.sampler.params, batch.device)
         self.room.fill(batch)
+        batch.elsewhere = True
         self.slots = list(range(len(batch.rows)))
         self.flights: list[Flight] = []
         self.bucket, self.landed = 0, None
