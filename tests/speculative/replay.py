@@ -71,21 +71,22 @@ def memory(tensor):
 
 
 class Recording:
-    """In place of `core.graphs.Replayed`: the second call is recorded, all later ones only repeat its operations."""
+    """In place of `core.graphs.Replayed`: once it was prepared one call is recorded, and later ones only repeat it."""
 
     n_repeated = 0
 
-    def __init__(self, function, device, pool):
-        self.function, self.n_calls = function, 0
+    def __init__(self, function, side):
+        self.function, self.n_calls, self.prepared, self.calls = function, 0, False, None
 
     def prepare(self):
-        return self.n_calls == 1
+        self.prepared = self.n_calls > 0
+        return self.prepared and self.calls is None
 
     def __call__(self):
         self.n_calls += 1
-        if self.n_calls == 1:
+        if self.calls is None and not self.prepared:
             self.function()
-        elif self.n_calls == 2:
+        elif self.calls is None:
             with OnDevice() as recorded:
                 self.function()
             self.calls = recorded.calls

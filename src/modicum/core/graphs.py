@@ -1,55 +1,75 @@
 """A function that does the same to the same tensors every time: on a GPU it is captured, and then only replayed."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 
-class Replayed:
-    """`function`, called with nothing and returning nothing, for a device.
+class Side:
+    """Where functions are captured: a stream beside the current one, and memory that all their graphs share.
 
-    It works in place on tensors that stay where they are, its shapes never change, and it never looks at a number on the
-    host. On a GPU its first call runs as it is, which loads kernels and lets libraries set themselves up; then it is
-    recorded as a CUDA graph, and a call is one launch. Elsewhere every call runs as it is.
-
-    Whatever the function caches must be held by someone as long as this object: a graph knows addresses, not tensors.
-    Functions that never run at the same time, and leave nothing in memory of their own, may share a `pool` of it.
+    They may share it because they never run at the same time and leave nothing in it. Libraries keep workspaces by stream,
+    which is why there is one for all.
     """
 
-    def __init__(self, function: Callable[[], None], device: torch.device, pool: Any = None) -> None:
-        self.function, self.device, self.pool = function, device, pool
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
+        # The memory is given up with the last graph in it, and cannot be had again.
+        self.latest: torch.cuda.CUDAGraph | None = None
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Side | None":
+        """None where there is nothing to capture for."""
+        return cls(device) if device.type == "cuda" else None
+
+    def run(self, function: Callable[[], None]) -> None:
+        """Run `function` on the stream, in order with what comes before and after on the current one."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            function()
+        current.wait_stream(self.stream)
+
+    def capture(self, function: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """What `function` launches, as a graph; nothing is computed."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+            function()
+        self.latest = graph
+        return graph
+
+
+class Replayed:
+    """`function`, called with nothing and returning nothing.
+
+    It works in place on tensors that stay where they are, its shapes never change, and it never looks at a number on the
+    host. Calls run it as it is, until `prepare` has recorded it as a CUDA graph; then a call is one launch.
+
+    Whatever the function caches must be held by someone as long as this object: a graph knows addresses, not tensors.
+    """
+
+    def __init__(self, function: Callable[[], None], side: Side | None) -> None:
+        self.function, self.side = function, side
         self.graph: torch.cuda.CUDAGraph | None = None
         self.warm = False
 
     def prepare(self) -> bool:
-        """Capture the function if it is time. Returns whether it was: it takes as long as some calls."""
-        if self.stream is None or not self.warm or self.graph is not None:
+        """Capture the function, if it has been called: that loads kernels and lets libraries set themselves up.
+
+        Returns whether it was captured now, which takes as long as some calls.
+        """
+        if self.side is None or not self.warm or self.graph is not None:
             return False
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
-            self.function()
-        self.graph = graph
+        self.graph = self.side.capture(self.function)
         return True
 
     def __call__(self) -> None:
-        self.prepare()
         if self.graph is not None:
             self.graph.replay()
-        elif self.stream is None:
-            self.function()
+        elif self.side is not None:
+            self.side.run(self.function)
         else:
-            # On the stream of the capture: libraries keep their workspaces by stream.
-            current = torch.cuda.current_stream(self.device)
-            self.stream.wait_stream(current)
-            with torch.cuda.stream(self.stream):
-                self.function()
-            current.wait_stream(self.stream)
+            self.function()
         self.warm = True
-
-
-def shared_pool(device: torch.device) -> Any:
-    """Memory for several `Replayed`."""
-    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None

@@ -147,6 +147,8 @@ class Batch:
             self.seen_BV = torch.zeros(len(requests), vocab_size, dtype=torch.bool, device=device)
             for row, request in enumerate(requests):
                 self.seen_BV[row, torch.tensor(request.prompt, device=device)] = True
+        # An engine that keeps tokens and settings in tensors of its own says so: those here are then what it began with.
+        self.elsewhere = False
         self.seconds: dict[str, float] = {}  # by part, of all rows together
         self.model_seconds: dict[str, float] = {}
         self.known_counts: tuple[list[int], Tensor] | None = None
@@ -221,12 +223,14 @@ class Batch:
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
-        index = torch.tensor(rows, device=self.device)
         self.rows = [self.rows[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows]
+        if self.elsewhere:
+            return
+        index = torch.tensor(rows, device=self.device)
         self.sampler = self.sampler.select(rows)
         self.processors = None if self.processors is None else self.processors.select(rows)
         self.uniforms = self.uniforms.select(index)
         self.tokens_BM = self.tokens_BM[index]
         self.seen_BV = None if self.seen_BV is None else self.seen_BV[index]
-        self.lengths = [self.lengths[row] for row in rows]
         self.lengths_B, self.last_B1 = self.lengths_B[index], self.last_B1[index]

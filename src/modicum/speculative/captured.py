@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.core.graphs import shared_pool
+from modicum.core.graphs import Side
 from modicum.decode.batch import Batch, Loop
 from modicum.decode.clock import Stamp
 from modicum.decode.loop import refuse_invalid
@@ -31,6 +31,8 @@ from modicum.speculative.static_loop import Room
 DEVICES: set[str] = set()
 # Loops on their way at a time: the device has the next one before the host has read the last.
 AHEAD = 2
+# Loops still to come, drafts all accepted, from which recording one pays.
+PAYS = 4
 # Cache slots that attention reads are a multiple of this, or of a quarter of the power of two below their number, so
 # that a text that doubles is captured four times.
 BUCKET = 256
@@ -71,7 +73,7 @@ class CapturedEngine:
         self.verification = verification
         self.sources = ("plain", "plain") if drafter is None else ("draft", "target")
         self.rooms: dict[int, Room] = {}
-        self.capacity, self.vocab_size, self.pool = 0, 0, shared_pool(target.device)
+        self.capacity, self.vocab_size, self.side = 0, 0, Side.of(target.device)
 
     def start(self, batch: Batch) -> None:
         capacity = bucket_of(batch.tokens_BM.shape[1] + self.num_draft_tokens + 1)
@@ -80,6 +82,7 @@ class CapturedEngine:
             self.capacity, self.vocab_size = capacity, batch.vocab_size
         self.room = self._room(batch.sampler.params, batch.device)
         self.room.fill(batch)
+        batch.elsewhere = True
         self.slots = list(range(len(batch.rows)))
         self.flights: list[Flight] = []
         self.bucket, self.landed = 0, None
@@ -131,8 +134,9 @@ class CapturedEngine:
         longest = max(min(length + unknown, row.request.max_total) for length, row in pairs)
         # It never shrinks while rows that have ended are still there.
         self.bucket = max(self.bucket, bucket_of(longest + self.num_draft_tokens))
-        loop = self.room.loop(self.bucket, self.verification, self.pool)
-        captured, began = loop.prepare(), batch.clock.stamp()
+        loop = self.room.loop(self.bucket, self.verification, self.side)
+        pays = max(row.remaining for row in batch.rows) >= PAYS * (self.num_draft_tokens + 1)
+        captured, began = pays and loop.prepare(), batch.clock.stamp()
         loop()
         table_BX = self.buffers.pop(0)
         self.buffers.append(table_BX)

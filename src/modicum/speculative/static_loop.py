@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from modicum.core.cache import KVCache
-from modicum.core.graphs import Replayed
+from modicum.core.graphs import Replayed, Side
 from modicum.decode.batch import Batch
 from modicum.decode.loop import prefill
 from modicum.decode.random import Purpose, address_table, hashed
@@ -77,11 +77,11 @@ class Room:
         for mine, theirs in zip(self.caches, other.caches, strict=True):
             mine.take(theirs, index)
 
-    def loop(self, n_slots: int, verification: str, pool: Any) -> Replayed:
+    def loop(self, n_slots: int, verification: str, side: Side | None) -> Replayed:
         """The loop whose attention reads `n_slots` slots of the caches."""
         if n_slots not in self.loops:
             caches = [cache.fixed(n_slots) for cache in self.caches]
-            self.loops[n_slots] = Replayed(lambda: run_loop(self, caches, verification), self.device, pool)
+            self.loops[n_slots] = Replayed(lambda: run_loop(self, caches, verification), side)
         return self.loops[n_slots]
 
 
