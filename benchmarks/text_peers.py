@@ -35,9 +35,9 @@ from rich.progress import track
 
 import modicum
 from modicum import resources
+from modicum.report.machine import machine
 
 sys.path.append(str(Path(__file__).parents[1]))  # for when it is run by its path
-from benchmarks.gqa_decode import hardware
 from benchmarks.text_cpu import PROMPT, make_large
 
 WORKER = Path(__file__).with_name("text_peers_worker.py")
@@ -201,7 +201,7 @@ def report(options: argparse.Namespace, work: Path) -> Iterator[str]:
     spec |= {"threads": options.threads, "max_tokens": 1 + options.tokens}
     yield f"# Text on a CPU beside other engines, {date.today()}"
     yield ""
-    yield f"{hardware('cpu')}; {options.threads} threads for each system."
+    yield f"{machine()}; {options.threads} threads for each system."
     yield f"Peers: {versions(options.peer_python)}."
     yield f"A prompt of {len(prompt)} tokens, 1 + {options.tokens} new ones, K = {options.k}, {options.rounds} rounds."
     yield ""
