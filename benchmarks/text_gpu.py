@@ -37,6 +37,7 @@ from modicum.decode.loop import Engine, PlainEngine, run
 from modicum.decode.sampling import SamplingParams
 from modicum.lm.decoder import Decoder
 from modicum.report.machine import machine
+from modicum.speculative import captured
 from modicum.speculative.captured import CapturedEngine
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.loop import SpeculativeEngine
@@ -350,6 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not options.toy and not torch.cuda.is_available():
         sys.exit("there is no GPU here: give --toy to see that this runs; benchmarks/text_cpu.py measures a CPU")
     options.device = torch.device("cpu" if options.toy else "cuda")
+    captured.DEVICES.add("cuda")
     options.dtype = torch.float32 if options.toy else torch.bfloat16
     print(machine(options.device.type))
     if options.toy:

@@ -32,6 +32,7 @@ def pair():
 @pytest.fixture
 def engines(monkeypatch):
     """The captured engines that were started."""
+    monkeypatch.setattr(captured, "DEVICES", {"cuda"})
     started, start = [], CapturedEngine.start
     monkeypatch.setattr(CapturedEngine, "start", lambda self, batch: (started.append(self), start(self, batch))[1])
     return started
@@ -48,7 +49,7 @@ def test_the_same_texts(k, verification, settings, engines, monkeypatch):
     assert len(engines) == 1
     loops = [loop for room in engines[0].rooms.values() for loop in room.loops.values()]
     assert any(loop.graph is not None for loop in loops)
-    monkeypatch.setattr(captured, "DEVICES", ())
+    monkeypatch.setattr(captured, "DEVICES", set())
     ordinary = modicum.generate(target, GIVEN, **options)
     assert len(engines) == 1
     assert replayed.tokens == ordinary.tokens
@@ -108,7 +109,7 @@ def test_another_batch_uses_the_same_graphs(engines, monkeypatch):
     replayed = modicum.generate(target, prompts([4] * 7), **options)
     assert len(engines) == 4
     assert len({id(engine) for engine in engines}) == 1
-    monkeypatch.setattr(captured, "DEVICES", ())
+    monkeypatch.setattr(captured, "DEVICES", set())
     assert replayed.tokens == modicum.generate(target, prompts([4] * 7), **options).tokens
 
 
