@@ -24,7 +24,7 @@ from modicum.config import VivitConfig
 from modicum.core.exact import check_width, exact_view
 from modicum.decode.batch import Batch, OnToken, Row, TokenEvent
 from modicum.decode.logprobs import TokenLogprob, check_logprobs
-from modicum.decode.loop import Engine, PlainEngine, run
+from modicum.decode.loop import run
 from modicum.decode.output import GenerationOutput
 from modicum.decode.processors import processors_per_prompt
 from modicum.decode.prompts import (
@@ -296,10 +296,13 @@ def generate(
         max_rows, target = 1, exact_view(target)
         if k_invariant and drafter is not None:
             drafter = exact_drafter(drafter, target)
-    new_engine: Callable[[int, dict[str, float]], Engine] = (
-        (lambda *_: PlainEngine(target))
-        if drafter is None
-        else make_engine(target, drafter, num_draft_tokens, verification=verification, k_invariant=k_invariant)
+    new_engine = make_engine(
+        target,
+        drafter,
+        num_draft_tokens,
+        capture=not (logprobs or bit_exact or any(request.processors for request in requests)),
+        verification=verification,
+        k_invariant=k_invariant,
     )
     rows: list[Row] = []
     by_part: dict[str, float] = {}

@@ -98,6 +98,27 @@ class KVCache:
         """
         return copy.copy(self)
 
+    def fixed(self, n_slots: int) -> "KVCache":
+        """A fork for calls that are all alike: they read the first `n_slots` slots, however many of them are in use.
+
+        Its lengths stay where they are in memory (`place`). Nothing checks that what is written fits `n_slots`.
+        """
+        fork = self.fork()
+        fork.k_NBGMK, fork.v_NBGMK = self.k_NBGMK[..., :n_slots, :], self.v_NBGMK[..., :n_slots, :]
+        fork.capacity = fork.longest = n_slots
+        fork.uniform = False
+        fork.lengths_B = self.lengths_B.clone()
+        return fork
+
+    def place(self, lengths_B: Tensor) -> None:
+        """Make these the lengths of a `fixed` cache."""
+        self.lengths_B.copy_(lengths_B)
+
+    def take(self, other: "KVCache", rows_B: Tensor) -> None:
+        """Make the slots of these rows of a cache of the same capacity this one's own, in place; lengths stay apart."""
+        self.k_NBGMK.copy_(other.k_NBGMK[:, rows_B])
+        self.v_NBGMK.copy_(other.v_NBGMK[:, rows_B])
+
     def _measure(self, known: list[int] | None, bound: int, same: bool) -> None:
         self.longest = bound if known is None else max(known)
         self.uniform = (self.uniform and same) if known is None else min(known) == max(known)

@@ -95,15 +95,15 @@ class Loop:
     """What one target call yielded, per active row: the tokens, and how many drafted ones were judged and accepted.
 
     `new_BN` and `n_new_B` are the tokens and their number where the models run, so that nothing has to travel back; a
-    row's last token is repeated behind it.
+    row's last token is repeated behind it. None: the engine has appended them itself, to tensors of its own.
     `k` is how many were asked for, where that is chosen for every loop.
     """
 
     tokens: list[list[int]]
     judged: list[int]
     accepted: list[int]
-    new_BN: Tensor
-    n_new_B: Tensor | int
+    new_BN: Tensor | None
+    n_new_B: Tensor | int | None
     draft_calls: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     logprobs: list[list[TokenLogprob]] | None = None
@@ -147,6 +147,8 @@ class Batch:
             self.seen_BV = torch.zeros(len(requests), vocab_size, dtype=torch.bool, device=device)
             for row, request in enumerate(requests):
                 self.seen_BV[row, torch.tensor(request.prompt, device=device)] = True
+        # An engine that keeps tokens and settings in tensors of its own says so: those here are then what it began with.
+        self.elsewhere = False
         self.seconds: dict[str, float] = {}  # by part, of all rows together
         self.model_seconds: dict[str, float] = {}
         self.known_counts: tuple[list[int], Tensor] | None = None
@@ -205,7 +207,8 @@ class Batch:
             judged = loop.judged[at] if kept > accepted else min(loop.judged[at], kept)
             row.stats.record_loop(kept, judged, min(accepted, kept), loop.draft_calls, seconds, loop.k)
             self.lengths[at] = len(row.tokens)
-        self._append(loop.new_BN, loop.n_new_B)
+        if loop.new_BN is not None and loop.n_new_B is not None:
+            self._append(loop.new_BN, loop.n_new_B)
         return [row for row in self.rows if row.finish_reason is not None]
 
     def _append(self, new_BN: Tensor, n_new_B: Tensor | int) -> None:
@@ -220,12 +223,14 @@ class Batch:
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
-        index = torch.tensor(rows, device=self.device)
         self.rows = [self.rows[row] for row in rows]
+        self.lengths = [self.lengths[row] for row in rows]
+        if self.elsewhere:
+            return
+        index = torch.tensor(rows, device=self.device)
         self.sampler = self.sampler.select(rows)
         self.processors = None if self.processors is None else self.processors.select(rows)
         self.uniforms = self.uniforms.select(index)
         self.tokens_BM = self.tokens_BM[index]
         self.seen_BV = None if self.seen_BV is None else self.seen_BV[index]
-        self.lengths = [self.lengths[row] for row in rows]
         self.lengths_B, self.last_B1 = self.lengths_B[index], self.last_B1[index]

@@ -70,7 +70,11 @@ def uniforms(key_B: Tensor, position_B: Tensor, n_offsets: int, n_purposes: int)
         key_B: int64, from `stream_key`.
         position_B: int64, how long each row was when its loop began.
     """
-    table_NP = address_table(n_offsets, n_purposes, key_B.device)
+    return hashed(key_B, position_B, address_table(n_offsets, n_purposes, key_B.device))
+
+
+def hashed(key_B: Tensor, position_B: Tensor, table_NP: Tensor) -> Tensor:
+    """`uniforms` by an `address_table` that the caller holds."""
     state_B = mix_tensor(key_B + position_B * signed(GOLDEN))
     words_BNP = mix_tensor(state_B[:, None, None] + table_NP)
     return shift_right(words_BNP, 11).to(torch.float64) * 2.0**-53

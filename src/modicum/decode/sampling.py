@@ -148,7 +148,7 @@ class Sampler:
         least_BN1 = ordered_BNC.gather(-1, last_BN1)
         outside_BNV = scores_BNV < least_BN1
         # Mostly nothing equals the last; a GPU would take longer to say so than to order what does.
-        if scores_BNV.is_cuda or not bool(
+        if not at_hand(scores_BNV) or not bool(
             (outside_BNV.sum(-1, keepdim=True) + count_BN1 == scores_BNV.shape[-1]).all()
         ):
             equal_BNV = scores_BNV == least_BN1
@@ -166,7 +166,7 @@ class Sampler:
         best_BN1 = scores_BNV.log_softmax(-1).amax(-1, keepdim=True)
         top_p_B11 = self._like("top_p_B11", scores_BNV)
         # A GPU sorts at once; asking it whether a few were enough would take longer.
-        sizes = {V} if scores_BNV.is_cuda else {min(V, TOP_CANDIDATES), min(V, 16 * TOP_CANDIDATES), V}
+        sizes = {V} if not at_hand(scores_BNV) else {min(V, TOP_CANDIDATES), min(V, 16 * TOP_CANDIDATES), V}
         for size in sorted(sizes):
             ordered_BNC = scores_BNV.topk(size, dim=-1).values if size < V else falling(scores_BNV)
             mass_BNC = (ordered_BNC - ordered_BNC[..., :1] + best_BN1).exp().cumsum(-1)
@@ -182,6 +182,11 @@ def precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
+def at_hand(x: Tensor) -> bool:
+    """Whether the host can look at numbers without waiting for a device to have computed them."""
+    return x.device.type == "cpu"
+
+
 def three_axes(x: Tensor) -> Tensor:
     """[B, V] -> [B, 1, V]; [B, N, V] as it is."""
     return x if x.dim() == 3 else x[:, None]
@@ -189,7 +194,7 @@ def three_axes(x: Tensor) -> Tensor:
 
 def greedy(logits: Tensor) -> Tensor:
     """The highest logit's id along the last axis, the lowest id of equals, which both libraries promise."""
-    if logits.device.type == "cpu" and logits.numel() >= NUMPY_PAYS:
+    if at_hand(logits) and logits.numel() >= NUMPY_PAYS:
         # There numpy's is ten times faster, twenty times in bfloat16.
         return torch.from_numpy(np.asarray(precise(logits).detach().numpy().argmax(-1)))
     return logits.argmax(dim=-1)
@@ -197,7 +202,7 @@ def greedy(logits: Tensor) -> Tensor:
 
 def falling(scores: Tensor) -> Tensor:
     """Sorted along the last axis, the highest first, NaN before them."""
-    if scores.device.type == "cpu":  # likewise, and torch sorts several rows more slowly than one after another
+    if at_hand(scores):  # likewise, and torch sorts several rows more slowly than one after another
         return torch.from_numpy(np.sort(scores.detach().numpy(), axis=-1)).flip(-1)
     return scores.sort(-1, descending=True).values
 

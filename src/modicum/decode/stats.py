@@ -16,6 +16,10 @@ class GenerationStats:
     text and caches); a call's also "calibrate" (measuring what K costs, the first time). `model_seconds` is what the loops
     spent within calls of a model, "target" or "draft", so that `non_model_share` is what the loop itself costs. On a GPU
     parts end where the device does, not where the host does.
+
+    Where loops are CUDA graphs, drafting and verifying are one part: "loop". Beside it are "idle" (from the end of one loop
+    to the beginning of the next on the device) and "capture" (the same, where the host recorded a graph in between).
+    Nobody sees when a model is called there: `model_seconds` is empty, and there is no `non_model_share`.
     """
 
     tokens: int = 0
@@ -71,7 +75,7 @@ class GenerationStats:
         """Of the time in loops, the prefill left out, the share that was spent outside calls of target and draft."""
         before = ("prefill", "calibrate")
         loops = sum(seconds for part, seconds in self.seconds_by_part.items() if part not in before)
-        return 1 - sum(self.model_seconds.values()) / loops if loops else None
+        return 1 - sum(self.model_seconds.values()) / loops if loops and self.model_seconds else None
 
     def record_loop(
         self, n_tokens: int, judged: int, accepted: int, draft_calls: int, seconds: float, k: int | None = None

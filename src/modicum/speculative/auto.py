@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from modicum.decode.batch import Batch, Loop
 from modicum.decode.loop import Engine, PlainEngine, open_cache
 from modicum.decode.stats import add_seconds
+from modicum.speculative.captured import CapturedEngine, can_capture
 from modicum.speculative.costs import MeasuredCosts
 from modicum.speculative.drafters.base import Drafter
 from modicum.speculative.lookahead import Lookahead
@@ -104,13 +105,19 @@ class AutoEngine(SpeculativeEngine):
 
 
 def make_engine(
-    target: Any, drafter: Drafter, num_draft_tokens: int | str, **options: Any
+    target: Any, drafter: Drafter | None, num_draft_tokens: int | str, *, capture: bool = False, **options: Any
 ) -> Callable[[int, dict[str, float]], Engine]:
     """What makes the engine for each batch of a call, given its number of rows. With "auto", batches learn from others.
 
     Measuring what a batch costs, once per machine and pair, is part of the call's time and of no prompt's: it is done
-    before the batch begins, and added to the times by part that are given, as "calibrate".
+    before the batch begins, and added to the times by part that are given, as "calibrate". `capture` allows loops that the
+    host sees nothing of but their tokens, where there are such.
     """
+    if capture and not options["k_invariant"] and can_capture(target, drafter, num_draft_tokens):
+        captured = CapturedEngine(target, drafter, num_draft_tokens, options["verification"])
+        return lambda *_: captured
+    if drafter is None:
+        return lambda *_: PlainEngine(target)
     if isinstance(num_draft_tokens, int):
         return lambda *_: SpeculativeEngine(target, drafter, num_draft_tokens, **options)
     lookahead = Lookahead(MeasuredCosts(target, drafter))

@@ -8,7 +8,7 @@ from torch import Tensor
 from modicum.decode.batch import Batch, Loop
 from modicum.decode.logprobs import read_logprobs
 from modicum.decode.loop import Observe, fetch, open_cache, refuse_invalid
-from modicum.decode.sampling import greedy, seen_prefixes
+from modicum.decode.sampling import Sampler, greedy, seen_prefixes
 from modicum.speculative.accept import Acceptance, accept, accept_greedy
 from modicum.speculative.block import accept_block
 from modicum.speculative.drafters.base import Draft, Drafter
@@ -109,20 +109,32 @@ def judge(
     if batch.processors is not None:
         logits_BNV, stuck = batch.process(logits_BNV, seen_BNV, draft.tokens_BC, counts)
         counts, seen_BNV = [min(pair) for pair in zip(counts, stuck, strict=True)], None
-    drafted_B = batch.counts(counts)
+    probs_BCV, drafted_B = draft.probs_BCV, batch.counts(counts)
+    if proposed is not None and noise_BNP is not None:
+        return accept_invariant(batch.sampler.probs(logits_BNV, seen_BNV), proposed, drafted_B, noise_BNP)
+    return verdict(batch.sampler, logits_BNV, seen_BNV, draft.tokens_BC, probs_BCV, drafted_B, noise_BNP, verification)
+
+
+def verdict(
+    sampler: Sampler,
+    logits_BNV: Tensor,
+    seen_BNV: Tensor | None,
+    tokens_BC: Tensor,
+    probs_BCV: Tensor | None,
+    drafted_B: Tensor,
+    noise_BNP: Tensor | None,
+    verification: str,
+) -> Acceptance:
+    """`judge` on tensors alone: row b drafted the first `drafted_B[b]` of its tokens. Nothing here waits for the device."""
     if noise_BNP is None:
-        sampler = batch.sampler
         target_BN = sampler.greedy(logits_BNV, seen_BNV) if sampler.penalised else greedy(logits_BNV)
-        accepted = accept_greedy(target_BN, draft.tokens_BC, drafted_B)
+        accepted = accept_greedy(target_BN, tokens_BC, drafted_B)
         numbers_BN = logits_BNV.gather(-1, target_BN[..., None])[..., 0] > -torch.inf
-        if batch.processors is not None:
-            # They may rule everything out behind a draft that is rejected before: that is no part of the text.
-            at_N = torch.arange(target_BN.shape[1], device=batch.device)
-            numbers_BN |= at_N > accepted.n_accepted_B[:, None]
+        # Processors may rule everything out behind a draft that is rejected before: that is no part of the text.
+        at_N = torch.arange(target_BN.shape[1], device=target_BN.device)
+        numbers_BN |= at_N > accepted.n_accepted_B[:, None]
         numbers_B = numbers_BN.all(1)
         return Acceptance(accepted.n_accepted_B, accepted.next_token_B, accepted.valid_B & numbers_B)
-    probs_BNV = batch.sampler.probs(logits_BNV, seen_BNV)
-    if proposed is not None:
-        return accept_invariant(probs_BNV, proposed, drafted_B, noise_BNP)
+    probs_BNV = sampler.probs(logits_BNV, seen_BNV)
     rule = accept_block if verification == "block" else accept
-    return rule(probs_BNV, draft.tokens_BC, draft.probs_BCV, drafted_B, noise_BNP[:, : draft.tokens_BC.shape[1] + 1])
+    return rule(probs_BNV, tokens_BC, probs_BCV, drafted_B, noise_BNP[:, : tokens_BC.shape[1] + 1])

@@ -1,14 +1,23 @@
 """How a drafter takes tokens from its logits: by each row's own settings, with the uniforms of their place in the loop."""
 
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from modicum.decode.batch import Batch
 from modicum.decode.random import Purpose
-from modicum.decode.sampling import draw, greedy, seen_prefixes
+from modicum.decode.sampling import Sampler, draw, greedy, seen_prefixes
 from modicum.speculative.drafters.base import Draft
+
+
+class Rows(Protocol):
+    """What there is to know of the rows that tokens are drawn for: a `Batch`, or what stands for one."""
+
+    sampler: Sampler
+    seen_BV: Tensor | None
+    vocab_size: int
+    processors: Any  # only a `Batch` has some
 
 
 class Drawing:
@@ -17,8 +26,9 @@ class Drawing:
     Row b is to offer `counts[b]` of them, or as many as its logits processors let follow.
     """
 
-    def __init__(self, batch: Batch, noise_BNP: Tensor | None, counts: list[int]) -> None:
-        self.batch, self.noise_BNP, self.counts = batch, noise_BNP, counts
+    def __init__(self, batch: Rows, noise_BNP: Tensor | None, counts: list[int]) -> None:
+        self.batch: Any = batch
+        self.noise_BNP, self.counts = noise_BNP, counts
         self.tokens: list[Tensor] = []
         self.probs: list[Tensor] = []
 
