@@ -14,6 +14,7 @@ from modicum.core.attend import folded
 from modicum.speculative import loop
 from modicum.speculative.accept import accept, accept_greedy
 from modicum.speculative.certify import Certifier, Settings, loosened
+from modicum.speculative.drafters.drawing import Drawing
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from modicum.speculative.statistics import binomial_tail, chi_square, chi_square_tail, corrected
@@ -102,13 +103,14 @@ def test_a_broken_rule_is_caught(rule, failing, monkeypatch):
 
 
 def test_drafts_scored_with_what_they_were_not_drawn_from_are_caught(monkeypatch):
-    whole = ModelDrafter._draw
+    whole = Drawing.draw
 
-    def softer(batch, logits, seen, noise, offset):
-        token, probs = whole(batch, logits, seen, noise, offset)
-        return token, None if probs is None else (probs + 0.02) / 1.58
+    def softer(drawing, logits):
+        token = whole(drawing, logits)
+        drawing.probs[-1:] = [(probs + 0.02) / 1.58 for probs in drawing.probs[-1:]]
+        return token
 
-    monkeypatch.setattr(ModelDrafter, "_draw", staticmethod(softer))
+    monkeypatch.setattr(Drawing, "draw", softer)
     assert certify(tiny())["distribution"].verdict == "FAIL"
 
 

@@ -13,6 +13,7 @@ from modicum.core.cache import KVCache
 from modicum.decode import batch
 from modicum.decode.random import Purpose, uniforms, uniforms_by_place
 from modicum.errors import UsageError
+from modicum.speculative.drafters.drawing import Drawing
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
 from tests.helpers import perturbed, prompts, tiny
@@ -149,14 +150,16 @@ def test_the_enumeration_notices_a_number_that_was_looked_at(monkeypatch):
 
 def test_the_enumeration_notices_numbers_used_for_two_purposes(monkeypatch):
     target, draft = Chain(0, 2), Chain(1, 2)
-    monkeypatch.setattr(ModelDrafter, "_draw", staticmethod(draw_with_the_coin))
+    monkeypatch.setattr(Drawing, "draw", draw_with_the_coin)
     found, _ = enumerated(monkeypatch, target, draft, 2, 3, [1], used=tuple(Purpose))
     assert distance(found, target.joint(1, 3)) > 1e-3
 
 
-def draw_with_the_coin(batch, logits, seen, noise, offset):
-    probs = batch.sampler.probs(logits, seen)
-    return (noise[:, offset, Purpose.COIN, None] > probs.cumsum(-1)).sum(-1), probs
+def draw_with_the_coin(drawing, logits):
+    probs, offset = drawing.batch.sampler.probs(logits), len(drawing.tokens)
+    drawing.tokens.append((drawing.noise_BNP[:, offset, Purpose.COIN, None] > probs.cumsum(-1)).sum(-1))
+    drawing.probs.append(probs)
+    return drawing.tokens[-1]
 
 
 @pytest.mark.parametrize("drafter", ["model", "ngram"])

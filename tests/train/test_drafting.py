@@ -227,4 +227,5 @@ def test_a_network_is_the_same_for_a_seed():
     for kind in KINDS:
         first, second, other = (new_network(tiny(), kind, 3, seed=seed).state_dict() for seed in (4, 4, 5))
         assert all(torch.equal(first[name], second[name]) for name in first)
-        assert kind == "heads" or any(not torch.equal(first[name], other[name]) for name in first)
+        # Only a parallel drafter has anything of its own to begin with; the others begin as the target is.
+        assert (kind == "parallel") == any(not torch.equal(first[name], other[name]) for name in first)
