@@ -69,7 +69,6 @@ class FeaturesDrafter(TrainedDrafter):
     """Drafts token by token. Its own cache holds one entry per feature that the target really computed."""
 
     def start(self, batch: Batch, capacity: int) -> None:
-        super().start(batch, capacity)
         self.batch, self.cache = batch, self.new_cache(batch, capacity)
         self.read = [0] * len(batch.rows)  # features in the cache, per row
         # What it predicts after those: the feature at the row's last token.

@@ -44,7 +44,6 @@ class HeadsDrafter(TrainedDrafter):
     """
 
     def start(self, batch: Batch, capacity: int) -> None:
-        super().start(batch, capacity)
         like = self.target.embed.weight
         self.hidden_BD = like.new_zeros(len(batch.rows), self.config.target.dim)
         self.known = [False] * len(batch.rows)  # a prompt of one token has no state before it

@@ -86,16 +86,17 @@ class ModelDrafter:
         while min(behind) > PREFILL_CHUNK:
             self._read_on(batch, PREFILL_CHUNK)
             behind = [n - PREFILL_CHUNK for n in behind]
+        behind_B = batch.lengths_B - self.cache.lengths_B
         if max(behind) == 1:
             ids_BL, last_B1 = batch.last_B1, None
         else:
             columns_BL = self.cache.lengths_B[:, None] + torch.arange(max(behind), device=batch.device)
             ids_BL = batch.tokens_BM.gather(1, columns_BL.clamp(max=batch.tokens_BM.shape[1] - 1))
-            last_B1 = (batch.lengths_B - self.cache.lengths_B - 1)[:, None]
+            last_B1 = behind_B[:, None] - 1
         ids_BL = self._readable(ids_BL)
         logits_BV = batch.clock.call("draft", self.model, ids_BL, cache=self.cache, at_BN=last_B1)[:, -1]
         self.read = list(batch.lengths)
-        self.cache.commit(batch.lengths_B - self.cache.lengths_B, self.read)
+        self.cache.commit(behind_B, self.read)
         return logits_BV
 
     def _read_on(self, batch: Batch, n_tokens: int) -> None:

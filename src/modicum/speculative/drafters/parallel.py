@@ -75,7 +75,6 @@ class ParallelDrafter(TrainedDrafter):
     """Drafts in one call, with a cache of its own for the text; what slots leave in it is overwritten."""
 
     def start(self, batch: Batch, capacity: int) -> None:
-        super().start(batch, capacity)
         # Rows that accepted much have more to read than their neighbours, which are padded as far.
         self.cache = self.new_cache(batch, capacity + self.config.num_draft_tokens)
         self.read = [length - 1 for length in batch.lengths]  # tokens in the cache, per row

@@ -99,7 +99,6 @@ class TrainedDrafter:
         self.loaded = network
         self.network: Any = network  # as the target needs it
         self.files = files or {}
-        self.packed = False
         self.place: tuple[torch.device, torch.dtype] | None = None
 
     @property
@@ -132,17 +131,11 @@ class TrainedDrafter:
         """Be where the target is, in its dtype. What was loaded stays as it is, for other targets and to be saved."""
         place = (like.device, like.dtype)
         if self.place != place:
-            self.network = copy.deepcopy(self.loaded).to(*place)
-            self.place, self.packed = place, False
+            self.network, self.place = copy.deepcopy(self.loaded).to(*place).for_inference(), place
 
     def offers(self, batch: Batch, allowed: list[int]) -> list[int]:
         """All that is allowed, up to what it was trained for."""
         return [min(n, self.config.num_draft_tokens) for n in allowed]
-
-    def start(self, batch: Batch, capacity: int) -> None:
-        if not self.packed:
-            self.network.for_inference()
-            self.packed = True
 
     def new_cache(self, batch: Batch, capacity: int) -> KVCache:
         t, like = self.config.target, self.target.embed.weight
