@@ -254,7 +254,7 @@ def _is_there(goal: Path, clips: Sequence[_Clip], settings: dict[str, Any], over
 
 def _write_all(root: Path, clips: Sequence[_Clip], settings: dict[str, Any], workers: int | None, name: str) -> None:
     if workers is None:
-        workers = 1 if len(clips) < _WORTH_PROCESSES else len(os.sched_getaffinity(0))
+        workers = 1 if len(clips) < _WORTH_PROCESSES else _cores()
     if workers < 1:
         raise UsageError(f"{workers} workers were asked for: give at least 1")
     chunks = [(root, clips[i : i + _CHUNK], settings) for i in range(0, len(clips), _CHUNK)]
@@ -280,6 +280,11 @@ def _write_all(root: Path, clips: Sequence[_Clip], settings: dict[str, Any], wor
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _cores() -> int:
+    # Not every system can tell which cores are ours.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_chunk(chunk: tuple[Path, Sequence[_Clip], dict[str, Any]]) -> int:
