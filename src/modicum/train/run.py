@@ -18,11 +18,11 @@ from modicum.lm.decoder import Decoder
 from modicum.lm.objective import CausalLM
 from modicum.train.drafting import DraftRecipe, DraftTraining, is_drafting
 from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
-from modicum.train.loop import Training, check_fresh, console, quality_line
+from modicum.train.loop import Training, check_fresh, console
 from modicum.train.optim import initialise
 from modicum.train.recipe import Recipe, read_values
 from modicum.train.state import Progress
-from modicum.train.task import Task, teacher_trouble
+from modicum.train.task import Task, TextFigures, teacher_trouble
 from modicum.train.text import Corpus, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
 
@@ -144,7 +144,7 @@ class Run:
             raise UsageError(f"{path} has no token {END_OF_TEXT}, which closes each text: give one that has it")
         return tokenizer
 
-    def _export(self, model: Decoder, progress: Progress, loss: float, bits_per_byte: float | None) -> Path:
+    def _export(self, model: Decoder, progress: Progress, judged: TextFigures) -> Path:
         """Write the model as a stock folder, its training's figures beside it."""
         dtype = getattr(torch, self.recipe.model.save_dtype)
         state = {name: tensor.to("cpu", dtype) for name, tensor in model.dense_state().items()}
@@ -152,10 +152,10 @@ class Run:
         record = {
             "recipe": self.name,
             "steps": progress.step,
-            "tokens": progress.tokens,
+            "tokens": progress.seen,
             "seconds": round(progress.seconds),
-            "val_loss": loss,
-            "bits_per_byte": bits_per_byte,
+            "val_loss": judged.loss,
+            "bits_per_byte": judged.bits_per_byte,
             "held_out": list(self.corpus.held_out),
             "settings": self.recipe.to_dict(),
         }
@@ -164,7 +164,7 @@ class Run:
         stock = {**stock_config(config), "eos_token_id": 0, "bos_token_id": None}
         goal = self.folder / "model"
         write_checkpoint(Checkpoint(stock, to_stock(state, config), files), goal, overwrite=True)
-        console.print(f"held out: {quality_line(loss, bits_per_byte)}; model in {goal}")
+        console.print(f"held out: {judged.words()}; model in {goal}")
         return goal
 
 
