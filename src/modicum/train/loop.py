@@ -67,6 +67,7 @@ class Training:
         model: on its device, equal in every process.
         task: of several processes each has its own share of it.
         settings: whatever else makes this run what it is; a run is resumed only with the same.
+        notes: figures of what the run begins with, kept in its `Progress`.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Training:
         run: RunSection,
         settings: dict[str, Any],
         processes: Processes | None = None,
+        notes: dict[str, float] | None = None,
     ) -> None:
+        self.notes = notes or {}
         self.name, self.model, self.task, self.run = name, model, task, run
         self.plan = optim if isinstance(optim, Plan) else plan_of(optim)
         self.processes = Processes() if processes is None else processes
@@ -116,7 +119,7 @@ class Training:
             UsageError: the state to resume from is another run's, or the loss is no longer a number.
             CheckpointError: `resume` without a saved state.
         """
-        progress = self._resumed() if resume else Progress(fingerprint=self.fingerprint)
+        progress = self._resumed() if resume else Progress(fingerprint=self.fingerprint, notes=self.notes)
         if self.processes.world > 1:
             self.processes.check_equal(settings=self.fingerprint, step=progress.step, weights=digest(self.model))
         limit, start, steps = self.run.max_seconds, time.perf_counter(), self.plan.steps
@@ -213,6 +216,17 @@ def remove_state(folder: Path) -> None:
     """Once what it was saved for is done."""
     state_path(folder).unlink()
     previous_path(state_path(folder)).unlink(missing_ok=True)
+
+
+@contextmanager
+def heard_from(processes: Processes) -> Iterator[None]:
+    """Of several processes only the first says anything."""
+    before = console.quiet
+    console.quiet = before or not processes.first
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 @contextmanager

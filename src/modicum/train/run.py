@@ -1,6 +1,7 @@
 """`modicum train`: from a recipe to a folder that every other command takes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from modicum.train.drafting import DraftRecipe, DraftTraining, is_drafting
 from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
 from modicum.train.loop import Training, check_fresh, console
 from modicum.train.optim import initialise
-from modicum.train.recipe import Recipe, read_values
+from modicum.train.recipe import Recipe, expectation, read_values
 from modicum.train.state import Progress
 from modicum.train.task import Task, TextFigures, teacher_trouble
 from modicum.train.text import Corpus, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
+from modicum.train.video.recipe import VideoRecipe, is_video
+from modicum.train.video.run import VideoTraining
 
 
 def train(
@@ -37,8 +40,12 @@ def train(
         CheckpointError: `resume` without a saved state.
     """
     values, name = read_values(Path(recipe_path), list(overrides or [])), Path(recipe_path).stem
-    run: Run | FineTuning | DraftTraining
-    if is_drafting(values):
+    run: Run | FineTuning | DraftTraining | VideoTraining
+    if is_video(values):
+        run = VideoTraining(VideoRecipe.from_dict(values), name, expectation(Path(recipe_path)))
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{name} is no video recipe, and others train in one process: run it without torchrun")
+    elif is_drafting(values):
         run = DraftTraining(DraftRecipe.from_dict(values), name)
     elif is_finetuning(values):
         run = FineTuning(FinetuneRecipe.from_dict(values), name)
