@@ -137,7 +137,8 @@ class ClipLoader:
         size: height and width of the clips.
         augment: called as `augment(clip, key=key)` with uint8 [T, H, W, 3], whose shorter side is `short_side`, and the
             (seed, epoch, index) that its draws are to be keyed by; gives uint8 [T, h, w, 3]. None: the central crop.
-        batch: clips of all processes together.
+        batch: clips of all processes and parts together.
+        parts: a rank's share of each batch comes in so many equal pieces, numbered on: with 2, batch b is 2b and 2b + 1.
         workers: processes that decode; 0 decodes in this one, when a batch is asked for.
         short_side: None is 256 for a crop of 224, the paper's, and in this proportion for others.
         prefetch: batches that each worker prepares ahead.
@@ -161,25 +162,30 @@ class ClipLoader:
         workers: int,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         short_side: int | None = None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
     ) -> None:
         least = {"num_frames": (num_frames, 1), "stride": (stride, 1), "batch": (batch, 1), "workers": (workers, 0)}
-        least |= {"world": (world, 1), "prefetch": (prefetch, 1), "height": (size[0], 1), "width": (size[1], 1)}
+        least |= {"parts": (parts, 1), "world": (world, 1), "prefetch": (prefetch, 1), "height": (size[0], 1), "width": (size[1], 1)}
         for name, (value, lowest) in least.items():
             if value < lowest:
                 raise UsageError(f"{name}={value}: give at least {lowest}")
         as_rate(fps)
         if not 0 <= rank < world:
             raise UsageError(f"rank={rank}: of {world} processes the ranks are 0 to {world - 1}")
-        if batch % world:
-            raise UsageError(f"a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}")
+        if batch % (world * parts):
+            raise UsageError(
+                f"a batch of {batch} cannot be shared by {world} processes in {parts} parts each: give a multiple of "
+                f"{world * parts}"
+            )
         if len(dataset) < batch:
             raise UsageError(
                 f"{dataset.name} has {len(dataset)} videos, fewer than a batch of {batch}: lower `batch` or add videos"
             )
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
+        self.parts = parts
         self.workers, self.prefetch = workers, prefetch
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.short_side = usual_short_side(size) if short_side is None else short_side
@@ -228,12 +234,13 @@ class ClipLoader:
     def requests(self, start: int) -> Iterator[_Request]:
         """What batches `start`, `start` + 1, ... consist of, on this rank."""
         samples, number, order_epoch, order = self.dataset.samples, start, -1, None
-        share = self.batch // self.world
+        share = self.batch // (self.world * self.parts)
         while True:
-            epoch, place = divmod(number, self.batches_per_epoch)
+            whole, part = divmod(number, self.parts)
+            epoch, place = divmod(whole, self.batches_per_epoch)
             if epoch != order_epoch or order is None:
                 order_epoch, order = epoch, epoch_order(len(samples), self.seed, epoch)
-            first = place * self.batch + self.rank * share
+            first = place * self.batch + (self.rank * self.parts + part) * share
             n_rows = share - 1 + min(_TRIES, len(samples))
             rows = [int(order[(first + i) % len(samples)]) for i in range(n_rows)]
             yield _Request(number, epoch, share, [(index, samples[index]) for index in rows])
@@ -247,7 +254,7 @@ class ClipLoader:
             collate_fn=_as_it_is,
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            multiprocessing_context=_context() if self.workers else None,
+            multiprocessing_context=worker_context() if self.workers else None,
             pin_memory=self.pin_memory,
             # Its own, for it draws from it, and the model's random numbers must not depend on how data is read.
             generator=torch.Generator(),
@@ -307,7 +314,7 @@ def _as_it_is(clips: Any) -> Any:
     return clips
 
 
-def _context() -> Any:
+def worker_context() -> Any:
     """Worker processes that inherit nothing from this one, whose threads and CUDA state do not survive a fork.
 
     Where there is a fork server, it imports what they need, once, and each starts within milliseconds.
