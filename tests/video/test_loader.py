@@ -321,3 +321,14 @@ def test_part_of_a_video_is_all_that_is_seen(videos):
     starts = {tuple(numbers_of(clips.video[0])) for clips in taken(loader, 0, 30)}
     assert starts == {tuple(19 + 4 + start + i for i in range(4)) for start in range(3)}
     assert number_of(next(loader.iterate(0)).video[0, 0]) >= 23
+
+
+def test_parts_and_ranks_make_up_the_batch_of_one(videos):
+    whole = taken(loader_of(videos, batch=12), 0, 2)
+    shares = [taken(loader_of(videos, batch=12, rank=rank, world=2, parts=3), 0, 6) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        pieces = [clips for share in shares for clips in share[3 * number : 3 * number + 3]]
+        assert torch.equal(torch.cat([clips.video for clips in pieces]), batch.video)
+        assert [index for clips in pieces for index in clips.indices] == batch.indices
+    with pytest.raises(UsageError, match="12 cannot be shared by 2 processes in 4 parts each: give a multiple of 8"):
+        loader_of(videos, batch=12, world=2, parts=4)
