@@ -164,6 +164,18 @@ def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
     return values
 
 
+def expectation(path: Path) -> str | None:
+    """What a recipe's header says one may expect: from its line that begins with "Expect" to the end of the paragraph."""
+    lines = []
+    for line in path.read_text().splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or (lines and not text):
+            break
+        if lines or text.startswith("Expect"):
+            lines.append(text)
+    return " ".join(lines) or None
+
+
 def toml_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none (a bare string)."""
     try:
