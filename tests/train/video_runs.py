@@ -16,7 +16,7 @@ RECIPE = """# A tiny one.
 [model]
 tubelet_size = [2, 7, 5]
 dim = 24
-n_layers = 1
+n_layers = 2
 n_heads = 3
 head_dim = 5
 ffn_dim = 31

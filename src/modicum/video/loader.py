@@ -168,7 +168,13 @@ class ClipLoader:
         pin_memory: bool | None = None,
     ) -> None:
         least = {"num_frames": (num_frames, 1), "stride": (stride, 1), "batch": (batch, 1), "workers": (workers, 0)}
-        least |= {"parts": (parts, 1), "world": (world, 1), "prefetch": (prefetch, 1), "height": (size[0], 1), "width": (size[1], 1)}
+        least |= {
+            "parts": (parts, 1),
+            "world": (world, 1),
+            "prefetch": (prefetch, 1),
+            "height": (size[0], 1),
+            "width": (size[1], 1),
+        }
         for name, (value, lowest) in least.items():
             if value < lowest:
                 raise UsageError(f"{name}={value}: give at least {lowest}")

@@ -46,7 +46,10 @@ def describe(recipe: VideoRecipe, folder: Path, processes: Processes, expected: 
     share = f"{processes.world} processes x {micro} clips x {optim.accumulate} parts"
     say("batch", f"{optim.batch} = {share}")
     say("steps", f"{steps:,}: {optim.epochs:g} epochs of {per_epoch:,}, after {optim.warmup_epochs:g} of warm-up")
-    say("rate", f"{optim.lr:g} at most, {optim.optimizer}{f', momentum {optim.momentum:g}' * (optim.optimizer == 'sgd')}")
+    say(
+        "rate",
+        f"{optim.lr:g} at most, {optim.optimizer}{f', momentum {optim.momentum:g}' * (optim.optimizer == 'sgd')}",
+    )
     say("memory", memory(recipe, config, of_model, micro))
     total = 3 * of_model.macs * steps * optim.batch
     say("computes", f"{2 * total:.1e} operations: forward, and backward at twice that")

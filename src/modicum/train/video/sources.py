@@ -47,11 +47,11 @@ def read_videos(data: VideosSection) -> tuple[VideoDataset, VideoDataset]:
         UsageError: annotations that cannot be read, no videos, or classes that are not the same.
     """
     if data.format == SYNTHETIC:
-        root = synthetic_root(data)
-        training, held_out = (
-            read_dataset("folder", root=root, split=split, labels=LABELS) for split in ("train", "held_out")
+        folder = synthetic_root(data)
+        return (
+            read_dataset("folder", root=folder, split="train", labels=LABELS),
+            read_dataset("folder", root=folder, split="held_out", labels=LABELS),
         )
-        return training, held_out
     training = read_dataset(data.format, data.annotations, data.root, split=data.split, labels=data.labels)
     annotations, root = data.held_out_annotations or data.annotations, data.held_out_root or data.root
     held_out = read_dataset(data.format, annotations, root, split=data.held_out, labels=data.labels)
