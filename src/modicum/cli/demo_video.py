@@ -13,11 +13,11 @@ def watch(console: Any, quick: bool = False) -> None:
     import numpy as np
 
     from modicum import api
-    from modicum.video.synthetic import LABELS, moving_shape, write_clip
+    from modicum.video.synthetic import MOTION_LABELS, labelled_clip, write_clip
 
     began = time.perf_counter()
-    model = small_model(len(LABELS))
-    model.labels = LABELS
+    model = small_model(len(MOTION_LABELS))
+    model.labels = MOTION_LABELS
     teach(model, steps=5 if quick else STEPS)
     size = sum(parameter.numel() for parameter in model.parameters())
     console.print(
@@ -27,14 +27,14 @@ def watch(console: Any, quick: bool = False) -> None:
     generator, right = np.random.default_rng(1), 0
     with tempfile.TemporaryDirectory() as folder:
         for number in range(FILES):
-            label = LABELS[number % len(LABELS)]
+            label = MOTION_LABELS[number % len(MOTION_LABELS)]
             path = Path(folder) / f"clip{number}.mp4"
-            write_clip(path, moving_shape(generator, label, 8, 32))
+            write_clip(path, labelled_clip(generator, label, 8, 32))
             best = api.classify(model, path, views=(1, 1), stride=1, short_side=32, top=1)[0]
             right += best.label == label
-            if number < len(LABELS):
+            if number < len(MOTION_LABELS):
                 console.print(f"  {path.name}, which {label + ':':<12} it {best.label} ({best.score:.0%})")
-    console.print(f"  {right} of {FILES} right; chance is {FILES // len(LABELS)}\n")
+    console.print(f"  {right} of {FILES} right; chance is {FILES // len(MOTION_LABELS)}\n")
 
 
 def small_model(num_classes: int) -> Any:
@@ -67,14 +67,14 @@ def teach(model: Any, steps: int) -> None:
     import numpy as np
     import torch
 
-    from modicum.video.synthetic import LABELS, moving_shape
+    from modicum.video.synthetic import MOTION_LABELS, labelled_clip
 
     generator = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in range(steps):
-        classes = generator.integers(0, len(LABELS), BATCH)
-        clips = np.stack([moving_shape(generator, LABELS[i], 8, 32) for i in classes])
+        classes = generator.integers(0, len(MOTION_LABELS), BATCH)
+        clips = np.stack([labelled_clip(generator, MOTION_LABELS[i], 8, 32) for i in classes])
         loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(clips)), torch.from_numpy(classes))
         loss.backward()
         optimizer.step()
