@@ -206,6 +206,21 @@ def test_the_next_in_order_stands_in_for_a_broken_video(videos, tmp_path, worker
         assert torch.equal(one.video, torch.cat([half[number].video for half in halves]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_with_one_broken_file_in_twenty_goes_through_and_says_so(videos, tmp_path, workers):
+    paths = [tmp_path / f"{i}.mp4" for i in range(40)]
+    for i, path in enumerate(paths):
+        content = videos[i % 13].read_bytes()
+        path.write_bytes(content[:200] if i in (7, 31) else content)
+    loader = loader_of(paths, workers=workers)
+    batches = taken(loader, 0, loader.batches_per_epoch)
+    shown = [i for clips in batches for i in clips.indices]
+    assert len(shown) == 40
+    assert {*range(40)} - {*shown} == {7, 31}
+    assert set(loader.broken) == {str(paths[7]), str(paths[31])}
+    assert loader.report().splitlines()[0] == "2 of 40 videos could not be read; others stood in:"
+
+
 def test_a_file_that_is_gone_is_broken_and_most_broken_is_worth_a_warning(videos, tmp_path):
     paths = [path if i % 3 == 0 else tmp_path / f"gone {i}.mp4" for i, path in enumerate(videos)]
     loader = loader_of(paths)
