@@ -365,3 +365,13 @@ def test_parts_and_ranks_make_up_the_batch_of_one(videos):
         assert [index for clips in pieces for index in clips.indices] == batch.indices
     with pytest.raises(UsageError, match="12 cannot be shared by 2 processes in 4 parts each: give a multiple of 8"):
         loader_of(videos, batch=12, world=2, parts=4)
+
+
+def test_pinning_moves_tensors_and_nothing_else(videos, monkeypatch):
+    (clips,) = taken(loader_of(videos), 0, 1)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self), self.clone())[1])
+    moved = clips.pin_memory()
+    assert [tensor is own for tensor, own in zip(pinned, (clips.video, clips.targets), strict=True)] == [True, True]
+    assert moved.video is not clips.video
+    assert same(moved, clips)

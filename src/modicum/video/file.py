@@ -111,12 +111,10 @@ class VideoFile:
             pts, dts = packet.pts, packet.dts
             if pts is None or dts is None or (not keys and packet.is_keyframe and pts > begin):
                 return self.index()
-            if keys or packet.is_keyframe:
-                # A frame shown before the key frame may build on what the seek skipped.
-                if pts >= (keys or [pts])[0] and not packet.is_discard:
-                    stamps.append(pts)
-                if packet.is_keyframe:
-                    keys.append(pts)
+            if packet.is_keyframe:
+                keys.append(pts)
+            if not packet.is_discard:
+                stamps.append(pts)
             if dts > limit:
                 # Whatever follows is shown later still, so that all up to the limit are known.
                 if any(stop <= stamp <= limit for stamp in stamps):
