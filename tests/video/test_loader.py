@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modicum.errors import UsageError
+from modicum.video.crops import resize
 from modicum.video.datasets import VideoDataset, VideoSample
 from modicum.video.loader import ClipLoader
 from modicum.video.read import VideoError
@@ -67,7 +68,7 @@ def same(one, other):
 
 def marked(clip, key):
     """An augmentation that shows its key and its draw."""
-    clip = clip.clone()
+    clip = resize(clip, *SIZE).clone()
     clip[0, 0, :3, 0] = torch.tensor(key)
     clip[:, 1, 0] = int(np.random.default_rng(list(key)).integers(256))
     return clip
@@ -110,16 +111,35 @@ def test_starts_are_drawn_evenly_and_what_is_short_starts_again():
     assert training_ticks(1, 3, 2, (0, 0, 0)) == [0, 0, 0]
 
 
-def test_augmentation_gets_its_key_and_the_scaled_clip(videos):
+def unchanged(clip, key):
+    return clip
+
+
+def test_augmentation_gets_its_key_and_the_clip(videos):
     seen = []
     loader = loader_of(videos, augment=lambda clip, key: (seen.append((tuple(clip.shape), key)), clip[:, :36, :48])[1])
-    clips = taken(loader_of(videos, short_side=40), 1, 1)[0]
-    assert clips.video.shape == (4, 3, *SIZE, 3)
     order = epoch_order(13, 5, 0)
-    (clips,) = taken(loader, 1, 1)
-    assert seen == [((3, 36, 48, 3), (5, 0, int(i))) for i in order[4:8]]
-    with pytest.raises(UsageError, match=r"`augment` gave torch.uint8 \[3, 35, 48, 3\]: .* uint8 \[3, 36, 48, 3\]"):
-        taken(loader_of(videos, augment=lambda clip, key: clip[:, 1:]), 0, 1)
+    taken(loader, 1, 1)
+    assert seen == [((3, 48, 64, 3), (5, 0, int(i))) for i in order[4:8]]
+    for workers in (0, 1):
+        with pytest.raises(
+            UsageError, match=r"^`augment` gave torch.uint8 \[3, 48, 64, 3\]: it has to give uint8 \[3, 36, 48, 3\]$"
+        ):
+            taken(loader_of(videos, augment=unchanged, workers=workers), 0, 1)
+
+
+def test_large_videos_are_scaled_down_before_they_are_augmented(videos):
+    shapes = []
+    loader = loader_of(
+        videos,
+        size=(18, 24),
+        short_side=21,
+        augment=lambda clip, key: (shapes.append(clip.shape), clip[:, :18, :24])[1],
+    )
+    plain = taken(loader_of(videos, size=(18, 24), short_side=21), 0, 1)[0]
+    assert plain.video.shape == (4, 3, 18, 24, 3)
+    taken(loader, 0, 1)
+    assert shapes == [(3, 21, 28, 3)] * 4, "48 rows are more than twice 21"
 
 
 def test_one_caption_is_drawn_for_an_epoch(videos):
@@ -151,8 +171,13 @@ def test_processes_share_the_batch_that_one_would_see(videos):
         assert torch.equal(one.video, torch.cat([part.video for part in parts]))
         assert torch.equal(one.targets, torch.cat([part.targets for part in parts]))
         assert one.indices == [i for part in parts for i in part.indices]
-    with pytest.raises(UsageError, match="a batch of 4 cannot be shared by 3 processes: give a multiple of 3"):
-        loader_of(videos, world=3)
+    parts = [taken(loader_of(videos, batch=6, rank=rank, world=3, parts=2), 2, 6) for rank in range(3)]
+    assert [clips.number for clips in parts[0]] == [2, 3, 4, 5, 6, 7]
+    for i, one in enumerate(whole):
+        shared = [rank[2 * i + part] for part in range(2) for rank in parts]
+        assert torch.equal(one.video, torch.cat([clips.video for clips in shared]))
+    with pytest.raises(UsageError, match="of 4 cannot be shared by 3 processes in 2 parts: give a multiple of 6"):
+        loader_of(videos, world=3, parts=2)
     with pytest.raises(UsageError, match="rank=2: of 2 processes the ranks are 0 to 1"):
         loader_of(videos, rank=2, world=2)
 
@@ -232,7 +257,7 @@ def test_a_killed_worker_is_a_sentence(videos):
 
 
 def probe(clip, key):
-    clip = clip.clone()
+    clip = resize(clip, *SIZE).clone()
     threads = len(os.listdir("/proc/self/task"))
     clip[0, 0, :3, 0] = torch.tensor([torch.get_num_threads(), threads, int(torch.cuda.is_initialized())])
     return clip
@@ -264,7 +289,7 @@ def descriptors(pid):
 
 def who(clip, key):
     """Tells the reader's process."""
-    clip = clip.clone()
+    clip = resize(clip, 144, 192)
     clip[0, 0, :4, 0] = torch.tensor(list(os.getpid().to_bytes(4, "little")), dtype=torch.uint8)
     return clip
 
@@ -321,14 +346,3 @@ def test_part_of_a_video_is_all_that_is_seen(videos):
     starts = {tuple(numbers_of(clips.video[0])) for clips in taken(loader, 0, 30)}
     assert starts == {tuple(19 + 4 + start + i for i in range(4)) for start in range(3)}
     assert number_of(next(loader.iterate(0)).video[0, 0]) >= 23
-
-
-def test_parts_and_ranks_make_up_the_batch_of_one(videos):
-    whole = taken(loader_of(videos, batch=12), 0, 2)
-    shares = [taken(loader_of(videos, batch=12, rank=rank, world=2, parts=3), 0, 6) for rank in range(2)]
-    for number, batch in enumerate(whole):
-        pieces = [clips for share in shares for clips in share[3 * number : 3 * number + 3]]
-        assert torch.equal(torch.cat([clips.video for clips in pieces]), batch.video)
-        assert [index for clips in pieces for index in clips.indices] == batch.indices
-    with pytest.raises(UsageError, match="12 cannot be shared by 2 processes in 4 parts each: give a multiple of 8"):
-        loader_of(videos, batch=12, world=2, parts=4)

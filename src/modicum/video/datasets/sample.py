@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modicum.errors import UsageError
@@ -69,6 +69,15 @@ class VideoDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def per_caption(self) -> "VideoDataset":
+        """A sample for each caption, its id followed by the caption's number from 0 on."""
+        samples = [
+            replace(sample, captions=(caption,), id=f"{sample.id}#{number}")
+            for sample in self.samples
+            for number, caption in enumerate(sample.captions)
+        ]
+        return replace(self, samples=samples)
 
     def labels_of(self, head: str = "") -> list[str]:
         """The names of one head's classes."""
