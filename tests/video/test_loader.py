@@ -171,6 +171,13 @@ def test_processes_share_the_batch_that_one_would_see(videos):
         assert torch.equal(one.video, torch.cat([part.video for part in parts]))
         assert torch.equal(one.targets, torch.cat([part.targets for part in parts]))
         assert one.indices == [i for part in parts for i in part.indices]
+    parts = [taken(loader_of(videos, batch=6, rank=rank, world=3, parts=2), 2, 6) for rank in range(3)]
+    assert [clips.number for clips in parts[0]] == [2, 3, 4, 5, 6, 7]
+    for i, one in enumerate(whole):
+        shared = [rank[2 * i + part] for part in range(2) for rank in parts]
+        assert torch.equal(one.video, torch.cat([clips.video for clips in shared]))
+    with pytest.raises(UsageError, match="of 4 cannot be shared by 3 processes in 2 parts: give a multiple of 6"):
+        loader_of(videos, world=3, parts=2)
     with pytest.raises(UsageError, match="rank=2: of 2 processes the ranks are 0 to 1"):
         loader_of(videos, rank=2, world=2)
 
@@ -354,17 +361,6 @@ def test_part_of_a_video_is_all_that_is_seen(videos):
     starts = {tuple(numbers_of(clips.video[0])) for clips in taken(loader, 0, 30)}
     assert starts == {tuple(19 + 4 + start + i for i in range(4)) for start in range(3)}
     assert number_of(next(loader.iterate(0)).video[0, 0]) >= 23
-
-
-def test_parts_and_ranks_make_up_the_batch_of_one(videos):
-    whole = taken(loader_of(videos, batch=12), 0, 2)
-    shares = [taken(loader_of(videos, batch=12, rank=rank, world=2, parts=3), 0, 6) for rank in range(2)]
-    for number, batch in enumerate(whole):
-        pieces = [clips for share in shares for clips in share[3 * number : 3 * number + 3]]
-        assert torch.equal(torch.cat([clips.video for clips in pieces]), batch.video)
-        assert [index for clips in pieces for index in clips.indices] == batch.indices
-    with pytest.raises(UsageError, match="12 cannot be shared by 2 processes in 4 parts each: give a multiple of 8"):
-        loader_of(videos, batch=12, world=2, parts=4)
 
 
 def test_pinning_moves_tensors_and_nothing_else(videos, monkeypatch):

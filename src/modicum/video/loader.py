@@ -128,7 +128,8 @@ class ClipLoader:
 
     Batch b of epoch e holds the samples at places b * batch ... (b + 1) * batch - 1 of that epoch's order. The last
     samples that do not fill a batch sit this epoch out; they are others in the next. Of `world` processes, rank r gets
-    the r-th of `world` equal shares of each batch, so that together they see the batch that a single one would.
+    the r-th of `world` equal shares of each batch, so that together they see the batch that a single one would. With
+    `parts`, a batch comes in so many equal parts one after another, each shared like this, and the numbers count parts.
 
     What is drawn for a sample depends on (seed, epoch, sample) alone, so that a batch is the same whatever the number
     of workers, and whether reached from the start or by a resumed run.
@@ -141,7 +142,6 @@ class ClipLoader:
         augment: called as `augment(clip, key=key)` with uint8 [T, H, W, 3] and the (seed, epoch, index) that its draws are
             to be keyed by; gives uint8 [T, h, w, 3]. None: the central crop of the clip at `short_side`.
         batch: clips of all processes and parts together.
-        parts: a rank's share of each batch comes in so many equal pieces, numbered on: with 2, batch b is 2b and 2b + 1.
         workers: processes that decode; 0 decodes in this one, when a batch is asked for.
         short_side: None is 256 for a crop of 224, the paper's, and in this proportion for others. Where videos are more
             than twice as large, they are scaled down to it as they are read.
@@ -171,19 +171,23 @@ class ClipLoader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
     ) -> None:
-        counts = {"num_frames": num_frames, "stride": stride, "batch": batch, "world": world, "parts": parts}
-        counts |= {"prefetch": prefetch, "height": size[0], "width": size[1]}
-        for name, value in counts.items():
-            if value < 1:
-                raise UsageError(f"{name}={value}: give at least 1")
-        if workers < 0:
-            raise UsageError(f"workers={workers}: give at least 0")
+        least = {"num_frames": (num_frames, 1), "stride": (stride, 1), "batch": (batch, 1), "workers": (workers, 0)}
+        least |= {
+            "world": (world, 1),
+            "parts": (parts, 1),
+            "prefetch": (prefetch, 1),
+            "height": (size[0], 1),
+            "width": (size[1], 1),
+        }
+        for name, (value, lowest) in least.items():
+            if value < lowest:
+                raise UsageError(f"{name}={value}: give at least {lowest}")
         as_rate(fps)
         if not 0 <= rank < world:
             raise UsageError(f"rank={rank}: of {world} processes the ranks are 0 to {world - 1}")
         if batch % (world * parts):
             raise UsageError(
-                f"a batch of {batch} cannot be shared by {world} processes in {parts} parts each: give a multiple of "
+                f"a batch of {batch} cannot be shared by {world} processes in {parts} parts: give a multiple of "
                 f"{world * parts}"
             )
         if len(dataset) < batch:
@@ -241,11 +245,10 @@ class ClipLoader:
         samples, number, order_epoch, order = self.dataset.samples, start, -1, None
         share = self.batch // (self.world * self.parts)
         while True:
-            whole, part = divmod(number, self.parts)
-            epoch, place = divmod(whole, self.batches_per_epoch)
+            epoch, place = divmod(number, self.batches_per_epoch * self.parts)
             if epoch != order_epoch or order is None:
                 order_epoch, order = epoch, epoch_order(len(samples), self.seed, epoch)
-            first = place * self.batch + (self.rank * self.parts + part) * share
+            first = (place * self.world + self.rank) * share
             n_rows = share - 1 + min(_TRIES, len(samples))
             rows = [int(order[(first + i) % len(samples)]) for i in range(n_rows)]
             yield _Request(number, epoch, share, [(index, samples[index]) for index in rows])
