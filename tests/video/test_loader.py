@@ -213,6 +213,21 @@ def test_the_next_in_order_stands_in_for_a_broken_video(videos, tmp_path, worker
         assert torch.equal(one.video, torch.cat([half[number].video for half in halves]))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_with_one_broken_file_in_twenty_goes_through_and_says_so(videos, tmp_path, workers):
+    paths = [tmp_path / f"{i}.mp4" for i in range(40)]
+    for i, path in enumerate(paths):
+        content = videos[i % 13].read_bytes()
+        path.write_bytes(content[:200] if i in (7, 31) else content)
+    loader = loader_of(paths, workers=workers)
+    batches = taken(loader, 0, loader.batches_per_epoch)
+    shown = [i for clips in batches for i in clips.indices]
+    assert len(shown) == 40
+    assert {*range(40)} - {*shown} == {7, 31}
+    assert set(loader.broken) == {str(paths[7]), str(paths[31])}
+    assert loader.report().splitlines()[0] == "2 of 40 videos could not be read; others stood in:"
+
+
 def test_a_file_that_is_gone_is_broken_and_most_broken_is_worth_a_warning(videos, tmp_path):
     paths = [path if i % 3 == 0 else tmp_path / f"gone {i}.mp4" for i, path in enumerate(videos)]
     loader = loader_of(paths)
@@ -346,3 +361,13 @@ def test_part_of_a_video_is_all_that_is_seen(videos):
     starts = {tuple(numbers_of(clips.video[0])) for clips in taken(loader, 0, 30)}
     assert starts == {tuple(19 + 4 + start + i for i in range(4)) for start in range(3)}
     assert number_of(next(loader.iterate(0)).video[0, 0]) >= 23
+
+
+def test_pinning_moves_tensors_and_nothing_else(videos, monkeypatch):
+    (clips,) = taken(loader_of(videos), 0, 1)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self), self.clone())[1])
+    moved = clips.pin_memory()
+    assert [tensor is own for tensor, own in zip(pinned, (clips.video, clips.targets), strict=True)] == [True, True]
+    assert moved.video is not clips.video
+    assert same(moved, clips)

@@ -41,8 +41,10 @@ class VideoSample:
         images = None
         if self.first is not None and self.last is not None:
             images = (self.first, self.last, self.rate or 25.0)
-        with Video(self.path, fps, threads=threads, images=images) as video:
-            yield video, video.ticks(self.start or 0.0, self.end)
+        start = self.start or 0.0
+        part = None if self.end is None and not start else (start, self.end)
+        with Video(self.path, fps, part=part, threads=threads, images=images) as video:
+            yield video, video.ticks(start, self.end)
 
 
 @dataclass(frozen=True)
