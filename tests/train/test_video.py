@@ -5,13 +5,14 @@ import json
 import math
 import random
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import modicum
-from modicum.errors import CheckpointError, UsageError
+from modicum.errors import CheckpointError, MissingExtraError, UsageError
 from modicum.parallel.data import Processes
 from modicum.train.run import train
 from modicum.train.state import previous_path
@@ -74,6 +75,7 @@ def test_a_run_ends_in_a_folder_that_classifies(recipe, folder, capsys):
     rows = table(folder / "run" / "classes.csv")
     assert [row["label"] for row in rows] == LABELS
     assert [row["group"] for row in rows] == ["motion"] * len(MOTION_LABELS) + ["frame"] * 4
+    assert record["groups"].keys() == {"motion", "frame"}
     assert sum(int(row["correct"]) for row in rows) == round(record["top1"] * 12)
     assert (folder / "run" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
     log = table(folder / "run" / "log.csv")
@@ -403,3 +405,11 @@ def test_activations_are_about_what_is_said(checkpointing):
     else:
         assert said == pytest.approx(found, rel=0.3)
     loss.backward()
+
+
+def test_without_pyav_one_sentence_says_so(recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(
+        MissingExtraError, match=r"needs `av`, which is not installed: run `pip install 'modicum\[video\]'`"
+    ):
+        train(recipe, dry_run=True)
