@@ -5,13 +5,14 @@ import json
 import math
 import random
 import shutil
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import modicum
-from modicum.errors import CheckpointError, UsageError
+from modicum.errors import CheckpointError, MissingExtraError, UsageError
 from modicum.parallel.data import Processes
 from modicum.train.run import train
 from modicum.train.state import previous_path
@@ -19,7 +20,7 @@ from modicum.train.video.build import activation_bytes, fresh_model, hold_less
 from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VivitSection, rate
 from modicum.video.datasets.epic import COLUMNS
 from modicum.video.read import Video
-from modicum.video.synthetic import LABELS, MOTION_LABELS
+from modicum.video.synthetic import LABELS, MOTION_LABELS, write_dataset
 from tests.train.video_runs import run_apart, write_recipe
 from tests.vivit.image_files import weights as image_weights
 from tests.vivit.image_files import write_hugging_face
@@ -27,7 +28,10 @@ from tests.vivit.image_files import write_hugging_face
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("video")
+    """With the recipe's clips, which every run then finds."""
+    folder = tmp_path_factory.mktemp("video")
+    write_dataset(folder / "clips", {"train": 2, "held_out": 1}, num_frames=6, side=16)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +75,7 @@ def test_a_run_ends_in_a_folder_that_classifies(recipe, folder, capsys):
     rows = table(folder / "run" / "classes.csv")
     assert [row["label"] for row in rows] == LABELS
     assert [row["group"] for row in rows] == ["motion"] * len(MOTION_LABELS) + ["frame"] * 4
+    assert record["groups"].keys() == {"motion", "frame"}
     assert sum(int(row["correct"]) for row in rows) == round(record["top1"] * 12)
     assert (folder / "run" / "confusion.png").read_bytes()[:4] == b"\x89PNG"
     log = table(folder / "run" / "log.csv")
@@ -211,13 +216,18 @@ def test_dry_run_says_what_and_writes_nothing(recipe, folder, capsys):
     for line in (
         "parameters, factorized_encoder, 12 classes",
         f"24 synthetic clips of 12 classes, in {folder / 'nowhere'}",
-        "5 frames of 15x11, every 1. of 25 frames per second",
-        "12 = 1 processes x 4 clips x 3 parts",
-        "6: 3 epochs of 2, after 0.5 of warm-up",
-        "expect      Expect nothing of it, or little.\n",
+        "5 frames of 15x11, one in 1 of 25 per second",
+        "12 = 1 process(es) x 4 clips x 3 part(s)",
+        "6: 3 epochs of 2, the first 0.5 of warm-up",
+        "expect      nothing of it, or little.\n",
         "with 2x1 views at the end",
     ):
         assert line in said
+    # Without the data all else is said, and then what is amiss.
+    with pytest.raises(UsageError, match="the format list needs `annotations`"):
+        train(recipe, ["data.format=list", begun_in(folder, "dry")], dry_run=True)
+    assert "parameters without its head, factorized_encoder" in (said := capsys.readouterr().err)
+    assert "3 epochs, the first 0.5 of warm-up" in said
     assert not (folder / "dry").exists()
     assert not (folder / "nowhere").exists()
 
@@ -320,7 +330,7 @@ def test_verbs_and_nouns_are_trained_and_judged_together(recipe, folder, tmp_pat
         video = tmp_path / f"P01_{number:02d}.MP4"
         video.write_bytes((folder / "clips" / "train" / "grows" / f"{number % 2:05d}.mp4").read_bytes())
         rows["train" if number < 12 else "held_out"] += (
-            f"P01_{number:02d}_0,P01,P01_{number:02d},00:00:00.0,00:00:00.00,00:00:00.20,1,6,do,do,{7 * number},it,{number},[],[]\n"
+            f"{number},P01,P01_{number:02d},00:00:00.0,00:00:00.00,00:00:00.20,1,6,do,do,{7 * number},it,{number},[],[]\n"
         )
     for split, text in rows.items():
         (tmp_path / f"{split}.csv").write_text(",".join(COLUMNS) + "\n" + text)
@@ -395,3 +405,11 @@ def test_activations_are_about_what_is_said(checkpointing):
     else:
         assert said == pytest.approx(found, rel=0.3)
     loss.backward()
+
+
+def test_without_pyav_one_sentence_says_so(recipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(
+        MissingExtraError, match=r"needs `av`, which is not installed: run `pip install 'modicum\[video\]'`"
+    ):
+        train(recipe, dry_run=True)
