@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from modicum.caption.facts import ALL, score_all_facts
-from modicum.caption.scores import score_captions
+from modicum.captioning.facts import ALL, score_all_facts
+from modicum.captioning.scores import score_captions
 from modicum.errors import UsageError
 from modicum.report.captions import scores_tables
 from modicum.video.synthetic import draw_scene

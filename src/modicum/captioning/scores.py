@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from modicum.caption.facts import FactScore, score_all_facts
-from modicum.caption.metrics import bleu4, check_references, cider_d, tokens_of
+from modicum.captioning.facts import FactScore, score_all_facts
+from modicum.captioning.metrics import bleu4, check_references, cider_d, tokens_of
 from modicum.video.synthetic import facts_of
 
 

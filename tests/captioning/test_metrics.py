@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from modicum.caption import metrics
-from modicum.caption.metrics import bleu4, cider_d, tokens_of
+from modicum.captioning import metrics
+from modicum.captioning.metrics import bleu4, cider_d, tokens_of
 from modicum.errors import UsageError
 
 CAPTIONS = [

@@ -6,7 +6,7 @@ import os
 import pytest
 import webvtt
 
-from modicum.caption.vtt import VttError, VttWriter, timestamp
+from modicum.captioning.vtt import VttError, VttWriter, timestamp
 from modicum.errors import UsageError
 
 
