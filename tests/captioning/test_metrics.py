@@ -1,12 +1,13 @@
 """BLEU and CIDEr-D against numbers worked out by hand, and against those of the COCO caption evaluation."""
 
 import math
+import sys
 
 import pytest
 
 from modicum.captioning import metrics
 from modicum.captioning.metrics import bleu4, cider_d, tokens_of
-from modicum.errors import UsageError
+from modicum.errors import MissingExtraError, UsageError
 
 CAPTIONS = [
     "a man is riding a brown horse",
@@ -76,6 +77,12 @@ def test_bleu_by_hand():
 def test_bleu_takes_references_of_differing_number():
     assert bleu4(CAPTIONS, REFERENCES) == pytest.approx(COCO_BLEU4, rel=1e-8)
     assert bleu4(CAPTIONS, [texts[:1] for texts in REFERENCES]) < COCO_BLEU4
+
+
+def test_a_missing_sacrebleu_is_a_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics.bleu", None)
+    with pytest.raises(MissingExtraError, match=r"BLEU needs `sacrebleu`, .* run `pip install 'modicum\[train\]'`"):
+        bleu4(["a"], [["a"]])
 
 
 def test_refusals():

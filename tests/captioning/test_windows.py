@@ -56,7 +56,9 @@ def test_a_window_spans_the_seconds_that_it_was_asked_to(clip):
     for window, fps in ((0, 25.0), (float("nan"), 25.0), (1.0, None)):
         with pytest.raises(UsageError, match="give a positive time, and a clock"):
             stride_of(window, 6, fps)
-    with pytest.raises(UsageError, match=r"holds 2\.5 frames at 25 fps and the model looks at 6: give at least 0\.24 s"):
+    with pytest.raises(
+        UsageError, match=r"holds 2\.5 frames at 25 fps and the model looks at 6: give at least 0\.24 s"
+    ):
         stride_of(0.1, 6, 25.0)
 
 
@@ -77,7 +79,8 @@ def test_a_factorized_encoder_looks_at_each_tubelet_once_and_at_none_between_win
         type(model), "encode_frames", lambda self, video: seen.append(video.shape[1]) or encode(self, video)
     )
     shown = list(memory_windows(model, clip, every, Protocol(**CLOCK)))
-    # There are 13 tubelets of 2 frames, and windows of 3 begin at every one, every third or every fifth; the 13th begins one that does not come
+    # There are 13 tubelets of 2 frames, and windows of 3 begin at every one, every third or every
+    # fifth; the last of 13 begins a window that never fills.
     assert len(shown) == n_windows
     assert seen == [2] * encoded
 

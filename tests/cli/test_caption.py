@@ -2,6 +2,7 @@
 
 import json
 import sys
+from itertools import pairwise
 
 import pytest
 import webvtt
@@ -99,7 +100,11 @@ def test_every_draft_gives_the_same_words(call, draft):
 def test_a_prompt_is_gone_on_with_and_a_seed_repeats(folder, call):
     code, out, _ = call("model", "clip.mp4", "--prompt", "a red", *SHORT)
     assert code == 0
-    assert out == line(expected(folder, "clip.mp4", prompt="a red").texts[0]) + "\n" != call("model", "clip.mp4", *SHORT)[1]
+    assert (
+        out
+        == line(expected(folder, "clip.mp4", prompt="a red").texts[0]) + "\n"
+        != call("model", "clip.mp4", *SHORT)[1]
+    )
     hot = ["model", "clip.mp4", "clip.mp4", "--temperature", 1.5, "--json", *SHORT]
     one, again, other = (json.loads(call(*hot, "--seed", seed)[1]) for seed in (4, 4, 5))
     assert [video["tokens"] for video in one] == [video["tokens"] for video in again]
@@ -136,7 +141,11 @@ def test_a_stream_is_a_line_per_window(folder, call):
     code, out, _ = call("model", "clip.mp4", *STREAM)
     lines = out.splitlines()
     assert code == 0
-    assert [entry[:22] for entry in lines] == ["    0.00 -     0.20 s ", "    0.48 -     0.68 s ", "    0.96 -     1.16 s "]
+    assert [entry[:22] for entry in lines] == [
+        "    0.00 -     0.20 s ",
+        "    0.48 -     0.68 s ",
+        "    0.96 -     1.16 s ",
+    ]
     code, out, err = call("model", "clip.mp4", "broken.mp4", *STREAM, "--json")
     first, broken = json.loads(out)
     assert code == 1
@@ -162,7 +171,7 @@ def test_subtitles_say_the_same_without_overlap(folder, call, tmp_path):
         ("00:00:00.000", "00:00:00.200"),
         ("00:00:00.200", "00:00:00.360"),  # the window begins at 0.16
     ]
-    assert all(before.end <= after.start for before, after in zip(cues, cues[1:], strict=False))
+    assert all(before.end <= after.start for before, after in pairwise(cues))
     assert "exists: choose another" in call(*arguments)[2]
     assert call(*arguments, "--force")[0] == 0
 
@@ -218,7 +227,10 @@ def test_the_help_teaches(call):
     ("arguments", "sentence"),
     [
         (["text", "clip.mp4"], "Decoder writes no captions: give a captioner"),
-        (["model", "clip.mp4", "other.mp4", "--vtt", "a.vtt"], "--vtt holds the subtitles of one video and 2 were given"),
+        (
+            ["model", "clip.mp4", "other.mp4", "--vtt", "a.vtt"],
+            "--vtt holds the subtitles of one video and 2 were given",
+        ),
         (["model", "clip.mp4", "--window", "1", "--stride", "2"], "--window and --stride both say how long"),
         (["model", "clip.mp4", "--sheet", "s.png", "--stream"], "--sheet draws the frames of whole files"),
         (["model", *["clip.mp4"] * 25, "--sheet", "s.png"], "--sheet has room for 24 videos and 25 were given"),

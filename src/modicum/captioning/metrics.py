@@ -9,6 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from modicum.errors import MissingExtraError, UsageError
 
@@ -44,7 +45,7 @@ def bleu4(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float
         raise MissingExtraError("sacrebleu", "train", "BLEU") from None
     most = max(map(len, references))
     # sacrebleu takes one list per place among the references, in which a missing one is None.
-    streams = [
+    streams: Any = [
         [" ".join(tokens_of(texts[place])) if place < len(texts) else None for texts in references]
         for place in range(most)
     ]

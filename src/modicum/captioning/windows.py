@@ -79,7 +79,7 @@ def stride_of(window: float, num_frames: int, fps: float | None) -> int:
     stride = round(window * fps / num_frames)
     if not stride:
         raise UsageError(
-            f"a window of {window} s holds {window * fps:.1f} frames at {fps:g} fps and the model looks at {num_frames}: give at "
-            f"least {num_frames / fps:.2f} s, or a faster clock"
+            f"a window of {window} s holds {window * fps:.1f} frames at {fps:g} fps and the model looks at {num_frames}: "
+            f"give at least {num_frames / fps:.2f} s, or a faster clock"
         )
     return stride

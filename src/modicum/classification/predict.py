@@ -133,9 +133,7 @@ def classify_files(
             yield best(logits_of(model, views, protocol.batch), model.labels, protocol.top), views
 
 
-def read_ahead(
-    paths: Iterable[str | Path], read: Callable[[str | Path], Tensor]
-) -> Iterator[Tensor | VideoError]:
+def read_ahead(paths: Iterable[str | Path], read: Callable[[str | Path], Tensor]) -> Iterator[Tensor | VideoError]:
     """What `read` makes of each file, or why it could not; the next is read while the caller looks at this one."""
     with ThreadPoolExecutor(max_workers=1) as reader:
         ahead: Future[Tensor] | None = None

@@ -27,8 +27,8 @@ def file_windows(
 
     Args:
         every: None is as long as a window: each begins where the one before it ends.
-        make: what a window's `parts` are to hold instead of its frames, [n t, h, w, 3] -> [n ..., D], for models that look at
-            each tubelet apart. It is called once per tubelet.
+        make: what a window's `parts` are to hold instead of its frames, [n t, h, w, 3] -> [n ..., D], for models that look
+            at each tubelet apart. It is called once per tubelet.
 
     Raises:
         UsageError: `every` is not positive, or the model samples frames within its window.

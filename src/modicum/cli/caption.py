@@ -26,14 +26,15 @@ MOST_IN_A_SHEET = 24
 
 def caption(
     model: Annotated[
-        str, typer.Argument(help="Name of a captioner that ships with modicum, a local folder, or a Hugging Face hub id.")
+        str,
+        typer.Argument(help="Name of a captioner that ships with modicum, a local folder, or a Hugging Face hub id."),
     ],
     videos: Annotated[list[str], typer.Argument(help="Video files, or folders of images.", metavar="VIDEO...")],
     draft: Annotated[
         str | None,
         typer.Option(
-            help="What proposes tokens, for the same words sooner: a captioner that shares the model's encoder; a text model "
-            "with its tokenizer, which does not see the video; `ngram`; or `self:LAYERS`, the model's own first layers."
+            help="What proposes tokens, for the same words sooner: a captioner that shares the model's encoder; a text "
+            "model with its tokenizer, which sees no video; `ngram`; or `self:LAYERS`, the model's own first layers."
         ),
     ] = None,
     num_draft_tokens: common.NumDraftTokens = 4,
@@ -58,7 +59,9 @@ def caption(
     ] = False,
     window: Annotated[
         float | None,
-        typer.Option(help="Seconds that a window shows, instead of a stride. Like --every and --vtt it implies --stream."),
+        typer.Option(
+            help="Seconds that a window shows, instead of a stride. Like --every and --vtt it implies --stream."
+        ),
     ] = None,
     every: Annotated[
         float | None,
@@ -199,22 +202,23 @@ def caption_files(
     from modicum import api
     from modicum.classification.predict import Protocol, read_ahead, read_views
     from modicum.cli.files import FileBar
+    from modicum.video.read import VideoError
 
     protocol = Protocol(views=(1, 1), **clock)
     clips = read_ahead(videos, lambda path: read_views(path, target.config.encoder, protocol)[0])
     seen: list[tuple[Any, str]] = []
     with printed, FileBar(printed.notes, len(videos)) as files:
         for number, (path, clip) in enumerate(zip(videos, clips, strict=True)):
-            if files.failed(clip):
+            files.advance()
+            if isinstance(clip, VideoError):
+                files.failed(clip)
                 printed.results.append({"video": path, "error": str(clip)})
                 continue
             if printed.live:
                 files.hide()
             printed.name(path)
             printed.begin()
-            out = api.caption(
-                target, [clip], seed=[(seed, number)], on_token=printed.on_token(), **printed.settings
-            )
+            out = api.caption(target, [clip], seed=[(seed, number)], on_token=printed.on_token(), **printed.settings)
             text = text_of(out)
             printed.end(text, out.stats)
             if printed.live:

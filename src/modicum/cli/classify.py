@@ -69,12 +69,15 @@ def show_files(model: Any, videos: list[str], protocol: Any, sheet: Path | None,
     from rich.console import Console
 
     from modicum.classification.predict import classify_files
+    from modicum.video.read import VideoError
 
     answer, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
     results: list[Any] = []
     with FileBar(notes, len(videos)) as files:
         for path, result in zip(videos, classify_files(model, videos, protocol), strict=True):
-            if files.failed(result):
+            files.advance()
+            if isinstance(result, VideoError):
+                files.failed(result)
                 results.append(None)
                 continue
             predictions, seen = result

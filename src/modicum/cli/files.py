@@ -21,14 +21,14 @@ class FileBar:
         self._bar = Progress(console=notes, transient=True, disable=not sys.stderr.isatty())
         self._task = self._bar.add_task("videos", total=total)
 
-    def failed(self, result: Any) -> bool:
-        """One file more is done; whether it could not be read, which is then said."""
+    def advance(self) -> None:
+        """Another file has been read, or could not be."""
         self._bar.advance(self._task)
-        if not isinstance(result, ModicumError):
-            return False
+
+    def failed(self, error: ModicumError) -> None:
+        """Say which file could not be read, and count it."""
         self.n_failed += 1
-        self.notes.print(f"modicum: {result}", soft_wrap=True, markup=False)
-        return True
+        self.notes.print(f"modicum: {error}", soft_wrap=True, markup=False)
 
     def hide(self) -> None:
         """Leave the terminal to what is about to be written there."""

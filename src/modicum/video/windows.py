@@ -19,9 +19,7 @@ class Window(NamedTuple):
     parts: Tensor
 
 
-def tubelets(
-    frames: Iterable[tuple[float, Tensor]], size: int, crop: Callable[[Tensor], Tensor]
-) -> Iterator[Tubelet]:
+def tubelets(frames: Iterable[tuple[float, Tensor]], size: int, crop: Callable[[Tensor], Tensor]) -> Iterator[Tubelet]:
     """Frames [H, W, 3] with their seconds, `size` at a time, each cropped as it passes. A rest is left out."""
     stamps: list[float] = []
     cropped: list[Tensor] = []
