@@ -73,7 +73,8 @@ def frames_sheet(
     pyplot = load_pyplot()
     n_views, n_frames, height, width = views.shape[:4]
     columns = min(most, n_frames)
-    size = (1.5 * columns + 0.6, (1.5 * height / width + (0.3 if captions else 0)) * n_views + 0.8)
+    heading = 0.25 if captions else 0
+    size = (1.5 * columns + 0.6, (1.5 * height / width + heading) * n_views + (0 if captions else 0.8))
     figure, axes = pyplot.subplots(n_views, columns, figsize=size, layout="constrained", squeeze=False)
     for row in range(n_views):
         for column in range(columns):
@@ -88,8 +89,12 @@ def frames_sheet(
         if captions is None:
             axes[row][0].set_ylabel(name, fontsize=8)
         else:
-            # As text, not as mathematics between dollar signs; over all columns, in which the layout has no say.
-            line = axes[row][0].set_title(fitted(captions[row], columns), loc="left", fontsize=9, parse_math=False)
+            # A blank title keeps the height free. The line itself runs over all columns, of which the layout knows nothing,
+            # and dollar signs are dollar signs.
+            axes[row][0].set_title(" ", fontsize=9)
+            line = axes[row][0].text(
+                0, 1.04, fitted(captions[row], columns), transform=axes[row][0].transAxes, fontsize=9, parse_math=False
+            )
             line.set_in_layout(False)
     if title:
         figure.suptitle(title)
