@@ -55,8 +55,9 @@ def tell(story: Any) -> None:
     """The steps."""
     from modicum.cli import demo_gqa, demo_text, demo_video
 
-    with demo_video.folder_of_clips(story) as clips:
-        demo_video.watch(story, clips)
+    watching = demo_video.watching()
+    with demo_video.folder_of_clips(story, watching) as clips:
+        demo_video.watch(story, watching, clips)
     demo_gqa.share(story, TARGET)
     demo_text.write(story, TARGET, DRAFT)
 

@@ -1,4 +1,4 @@
-"""The demo's first steps: video files are made, and a small ViViT names what moves in them; four kinds of ViViT compared."""
+"""The demo's first steps: video files are made, and a ViViT names what moves in them; four kinds of ViViT compared."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modicum.cli import demo_motions
 from modicum.cli.demo_story import timed
 from modicum.config import Variant
 
-FILES, FRAMES, SIDE = 12, 8, 32
-STEPS, BATCH = 250, 32
+CLASSIFIER = "modicum-motion-classifier"
+FILES = 16
 # Models of one width and depth, large enough that attention over all of space and time costs what it does.
 SIZE, COMPARED_FRAMES, COMPARED_SIDE, RUNS = "vivit-s/16x2", 16, 224, 2
 VARIANTS: dict[Variant, str] = {
@@ -20,6 +21,7 @@ VARIANTS: dict[Variant, str] = {
     "factorized_self_attention": "3, both in every layer",
     "factorized_dot_product": "4, split among heads",
 }
+LENGTHS = [8, 16, 32, 64, 128]
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,64 @@ class Clip:
     frames: Any
 
 
+@dataclass(frozen=True)
+class Watching:
+    """A classifier, and how clips are drawn that it can name: `draw(generator, label, num_frames, side)`."""
+
+    model: Any
+    draw: Callable[..., Any]
+    about: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A clip has as many frames as the model reads, each of its size: all of it is one view."""
+        return {"views": (1, 1), "stride": 1, "short_side": min(self.model.config.image_size), "top": 1}
+
+
+def watching() -> Watching:
+    """The classifier that ships with modicum; where there is none, one that still has to learn."""
+    from modicum import api, resources
+    from modicum.video.synthetic import labelled_clip
+
+    if CLASSIFIER in resources.model_presets():
+        about = (
+            "A clip begins as a set of pictures of one object, drawn in the same way whatever the class. Its label says "
+            "how they are put in order: by place, by size, or by how opaque they are. So no frame tells the classes apart, "
+            "nor do all of them without their order: a model has to watch, not to look."
+        )
+        return Watching(api.load(CLASSIFIER), labelled_clip, about)
+    about = (
+        "A textured shape drifts over a noisy background. Every single frame is as likely in one class as in any other: "
+        "only its motion tells the classes apart, so that a model has to watch, not to look."
+    )
+    return Watching(demo_motions.small_model(), demo_motions.moving_shape, about)
+
+
 @contextmanager
-def folder_of_clips(story: Any) -> Iterator[list[Clip]]:
+def folder_of_clips(story: Any, watching: Watching) -> Iterator[list[Clip]]:
     """Make the files for the steps that watch them; they go when these are done."""
     with tempfile.TemporaryDirectory() as folder:
-        yield make(story, Path(folder))
+        yield make(story, watching, Path(folder))
 
 
-def make(story: Any, folder: Path) -> list[Clip]:
-    """Draw clips of every class and encode them as video files; none where PyAV is missing."""
+def make(story: Any, watching: Watching, folder: Path) -> list[Clip]:
+    """Draw clips of every class that only motion tells apart and encode them as video files; none where PyAV is missing."""
     import numpy as np
 
-    from modicum.video.synthetic import LABELS, moving_shape, write_clip
+    from modicum.report.html import strip
+    from modicum.video.synthetic import MOTION_LABELS, write_clip
 
     clips: list[Clip] = []
+    config = watching.model.config
+    labels = [label for label in watching.model.labels if label in MOTION_LABELS]
     with story.step("Make videos") as step:
         generator, seconds, size = np.random.default_rng(1), 0.0, 0
         with step.bar("draw and encode", FILES) as advance:
             for number in range(FILES):
-                label = LABELS[number % len(LABELS)]
-                path = folder / f"clip{number}.mp4"
-                drawn, frames = timed(lambda label=label: moving_shape(generator, label, FRAMES, SIDE))
+                label = labels[number % len(labels)]
+                path = folder / f"clip{number + 1}.mp4"
+                shape = (config.num_frames, config.image_size[0])
+                drawn, frames = timed(lambda label=label, shape=shape: watching.draw(generator, label, *shape))
                 encoded, _ = timed(lambda path=path, frames=frames: write_clip(path, frames))
                 seconds, size = seconds + drawn + encoded, size + path.stat().st_size
                 clips.append(Clip(path, label, frames))
@@ -59,55 +98,75 @@ def make(story: Any, folder: Path) -> list[Clip]:
         speed = f"{FILES / seconds:.0f}"
         line = f"{FILES} mp4 files, {size:,} bytes, {speed} a second"
         step.headline(f"{speed} clips/s", "drawn and encoded as video files", line)
-        step.section.text(
-            "A textured shape drifts over a noisy background. Every single frame is as likely in one class as in any other: "
-            "only its motion tells the classes apart, so that a model has to watch, not to look."
-        )
-        for clip in clips[: len(LABELS)]:
-            alt = f"A shape that {clip.label}, in frames from left to right"
-            step.section.frames(clip.frames, alt, [(clip.path.name, clip.label)])
+        step.section.text(watching.about)
+        shown = [
+            strip(clip.frames, f"Frames from left to right: something {clip.label}", [(clip.path.name, clip.label)])
+            for clip in clips[: len(labels)]
+        ]
+        step.section.strips(shown)
     return clips
 
 
-def watch(story: Any, clips: list[Clip]) -> None:
+def watch(story: Any, watching: Watching, clips: list[Clip]) -> None:
     """Classify the files, and compare what the paper's four models cost."""
     with story.step("Name what moves in them") as step:
         if clips:
-            name_motions(step, trained(step), clips)
+            if watching.draw is demo_motions.moving_shape:
+                learn(step, watching.model)
+            name_motions(step, watching, clips)
         compare(step)
 
 
-def name_motions(step: Any, model: Any, clips: list[Clip]) -> None:
-    """The classes that any ViViT with labels gives these files."""
-    from modicum import api
+def learn(step: Any, model: Any) -> None:
+    """The small model sees other clips, here and now."""
+    steps = 5 if step.quick else demo_motions.STEPS
+    with step.bar("train a small ViViT", steps) as advance:
+        seconds, _ = timed(lambda: demo_motions.teach(model, steps, advance))
+    seen = f"{steps * demo_motions.BATCH:,} other clips"
+    step.say(f"a small ViViT, trained for {seconds:.0f} s on {seen}")
+    step.section.text(f"The model was trained just now, for {seconds:.0f} seconds, on {seen}.")
 
-    views: Any = {"views": (1, 1), "stride": 1, "short_side": SIDE, "top": 1}
-    best, seconds = [], 0.0
+
+def name_motions(step: Any, watching: Watching, clips: list[Clip]) -> None:
+    """The classes that a ViViT gives these files, and what is left of that when their frames are shuffled."""
+    import numpy as np
+
+    from modicum import api
+    from modicum.video.synthetic import shuffle_frames, write_clip
+    from modicum.vivit.flops import cost
+
+    model, generator, seconds = watching.model, np.random.default_rng(2), 0.0
+    named, shuffled = [], []
     with step.bar("classify files", len(clips)) as advance:
         for clip in clips:
-            spent, named = timed(lambda path=clip.path: api.classify(model, path, **views)[0])
-            best.append(named)
+            spent, found = timed(lambda path=clip.path: api.classify(model, path, **watching.settings)[0])
+            named.append(found)
             seconds += spent
+            control = clip.path.with_stem(f"{clip.path.stem}-shuffled")
+            write_clip(control, shuffle_frames(clip.frames, generator))
+            shuffled.append(api.classify(model, control, **watching.settings)[0])
             advance()
-    right = sum(named.label == clip.label for named, clip in zip(best, clips, strict=True))
-    chance = f"where chance is {len(clips) / len({clip.label for clip in clips}):.0f}"
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    each = 1e3 * seconds / len(clips)
-    line = f"{right} of {len(clips)} right, {chance}; {each:.0f} ms a file"
-    step.headline(f"{right} of {len(clips)}", f"motions named right, {chance}", line)
+    labels = list(dict.fromkeys(clip.label for clip in clips))
+    right, control_right = (
+        sum(found.label == clip.label for found, clip in zip(given, clips, strict=True)) for given in (named, shuffled)
+    )
+    chance, each = f"{len(clips) / len(labels):.0f}", 1e3 * seconds / len(clips)
+    line = (
+        f"{right} of {len(clips)} right, {control_right} with shuffled frames, {chance} by chance; {each:.0f} ms a file"
+    )
+    step.headline(f"{right} of {len(clips)}", f"motions named right, where chance is {chance}", line)
     step.section.text(
-        f"A ViViT of {parameters:,} parameters reads the files as anyone's would be read: decoded, sampled, cropped, and "
-        f"named, {each:.0f} ms each."
+        f"A ViViT of {cost(model.config).parameters:,} parameters reads the files as it would yours: they are decoded, "
+        f"sampled, cropped and named, in {each:.0f} ms each. When the frames of each file are shuffled, {control_right} of "
+        f"{len(clips)} are named right."
     )
-    step.section.table(
-        ("file", "shows", "is named", "with"),
-        [
-            (clip.path.name, clip.label, named.label, f"{named.score:.0%}")
-            for named, clip in zip(best, clips, strict=True)
-        ],
-        "The score is the model's own probability.",
-        words=(0, 1, 2),
-    )
+    rows = []
+    for label in labels:
+        found = [one for one, clip in zip(named, clips, strict=True) if clip.label == label]
+        score = sum(one.score for one in found) / len(found)
+        rows.append((label, ", ".join(dict.fromkeys(one.label for one in found)), f"{score:.0%}"))
+    caption = f"{len(clips) // len(labels)} files of each motion; the score is the model's own probability, on average."
+    step.section.table(("what it shows", "what it is named", "score"), rows, caption, words=(0, 1))
 
 
 def compare(step: Any) -> None:
@@ -152,10 +211,9 @@ def growth(variant: Variant) -> tuple[list[int], list[float]]:
     from modicum.vivit.build import named_config
     from modicum.vivit.flops import cost
 
-    lengths = [8, 16, 32, 64, 128]
-    return lengths, [
+    return LENGTHS, [
         cost(named_config(SIZE, variant=variant, num_frames=frames, image_size=COMPARED_SIDE)).gflops
-        for frames in lengths
+        for frames in LENGTHS
     ]
 
 
@@ -164,7 +222,7 @@ def draw_growth(axis: Any) -> None:
         axis.plot(*growth(variant), label=name)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
-    axis.set_xticks([8, 16, 32, 64, 128], ["8", "16", "32", "64", "128"])
+    axis.set_xticks(LENGTHS, [str(frames) for frames in LENGTHS])
     axis.set_xlabel(f"frames of {COMPARED_SIDE} × {COMPARED_SIDE}")
     axis.set_ylabel("GFLOPs per clip")
     axis.legend()
@@ -175,67 +233,3 @@ def growth_in_words() -> str:
     return "GFLOPs of a clip of 128 frames: " + "; ".join(
         f"model {name}, {gflops:,.0f}" for name, gflops in last.items()
     )
-
-
-def trained(step: Any) -> Any:
-    """A ViViT that learns these motions here and now, on other clips."""
-    from modicum.video.synthetic import LABELS
-
-    steps = 5 if step.quick else STEPS
-    model = small_model(len(LABELS))
-    model.labels = LABELS
-    with step.bar("train a small ViViT", steps) as advance:
-        seconds, _ = timed(lambda: teach(model, steps, advance))
-    seen = f"{steps * BATCH:,} other clips"
-    step.say(
-        f"a ViViT of {sum(p.numel() for p in model.parameters()):,} parameters, trained for {seconds:.0f} s on {seen}"
-    )
-    step.section.text(f"The model was trained just now, for {seconds:.0f} seconds, on {seen}.")
-    return model
-
-
-def small_model(num_classes: int) -> Any:
-    """8 frames of 32 x 32 in tubelets of 2 x 8 x 8."""
-    from modicum.config import VivitConfig
-    from modicum.vivit.build import initialise
-    from modicum.vivit.model import Vivit
-
-    config = VivitConfig(
-        variant="factorized_encoder",
-        image_size=(SIDE, SIDE),
-        num_frames=FRAMES,
-        tubelet_size=(2, 8, 8),
-        dim=64,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=4,
-        head_dim=16,
-        ffn_dim=128,
-        temporal_layers=1,
-        num_classes=num_classes,
-    )
-    model = Vivit(config)
-    initialise(model, seed=0)
-    return model
-
-
-def teach(model: Any, steps: int, advance: Callable[[], None]) -> None:
-    """AdamW on clips that are made as they are needed."""
-    import numpy as np
-    import torch
-
-    from modicum.video.synthetic import LABELS, moving_shape
-
-    generator = np.random.default_rng(0)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-    for _ in range(steps):
-        classes = generator.integers(0, len(LABELS), BATCH)
-        clips = np.stack([moving_shape(generator, LABELS[i], FRAMES, SIDE) for i in classes])
-        loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(clips)), torch.from_numpy(classes))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        advance()
-    model.eval()

@@ -12,6 +12,7 @@ from modicum.report.images import data_uri, png, svg
 
 # The first bytes of a file that say it is a report, and may be replaced by the next one.
 MARK = '<!doctype html>\n<html lang="en" data-made-by="modicum">'
+LAYOUT = re.compile(r"((?:^ {2,})|[ \t]*\n[ \t]*)")
 SOURCES = {
     "draft": "proposed by the draft, accepted by the target",
     "target": "put there by the target itself",
@@ -57,23 +58,30 @@ class Bars:
 
 @dataclass(frozen=True)
 class Plot:
-    """Data URIs for light paper and dark."""
+    """Data URIs by (dark, narrow): for light paper and dark, for a desk and a telephone."""
 
     kind: ClassVar = "plot"
-    light: str
-    dark: str
+    drawn: dict[tuple[bool, bool], str]
     alt: str
     caption: str
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Data URIs of a clip's frames in order of time, and lines of (name, text) beside them."""
+class Strip:
+    """Data URIs of a clip's frames in order of time, and lines of (name, text or `Tokens`) under them."""
 
-    kind: ClassVar = "frames"
     frames: Sequence[str]
     alt: str
     lines: Sequence[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class Strips:
+    """Clips, two side by side where there is room; `wide` ones have the whole width."""
+
+    kind: ClassVar = "strips"
+    strips: Sequence[Strip]
+    wide: bool
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,13 @@ class Tokens:
 
     @property
     def runs(self) -> list[Token]:
-        return [token for token in self.tokens if token.text]
+        """What is shown alike; line breaks of code, with the next line's indentation, carry no mark."""
+        pieces = [
+            Token(piece, "space" if self.code and number % 2 else token.source)
+            for token in self.tokens
+            for number, piece in enumerate(LAYOUT.split(token.text))
+        ]
+        return [piece for piece in pieces if piece.text]
 
 
 @dataclass
@@ -128,28 +142,24 @@ class Section:
         self.blocks.append(Bars([Bar(name, number / most, value) for name, number, value in given], caption))
 
     def plot(self, draw: Callable[[Any], None], alt: str, caption: str) -> None:
-        """What `draw` puts on a matplotlib axis; it is called twice, for light paper and dark.
+        """What `draw` puts on a matplotlib axis; it is called for light paper and dark, for a desk and a telephone.
 
         Without matplotlib a sentence stands in its place.
         """
         try:
-            light, dark = (data_uri(svg(draw, dark=dark), "svg+xml") for dark in (False, True))
+            drawn = {
+                (dark, narrow): data_uri(svg(draw, dark=dark, narrow=narrow), "svg+xml")
+                for dark in (False, True)
+                for narrow in (False, True)
+            }
         except MissingExtraError as missing:
             self.text(f"No plot here: {missing}.", quiet=True)
             return
-        self.blocks.append(Plot(light, dark, alt, caption))
+        self.blocks.append(Plot(drawn, alt, caption))
 
-    def frames(self, clip: Any, alt: str, lines: Sequence[tuple[str, Any]], most: int = 6) -> None:
-        """A clip, uint8 [T, H, W, 3], as at most `most` frames evenly spread, the first and the last among them.
-
-        Args:
-            lines: (name, text) each, set beside the frames; a text may be a list of `Token`.
-        """
-        shown = min(most, len(clip))
-        places = [round(at * (len(clip) - 1) / max(1, shown - 1)) for at in range(shown)]
-        images = [data_uri(png(clip[place]), "png") for place in places]
-        said = [(name, Tokens(value, name) if isinstance(value, list) else value) for name, value in lines]
-        self.blocks.append(Frames(images, alt, said))
+    def strips(self, strips: Sequence[Strip], *, wide: bool = False) -> None:
+        """Clips as frames, see `strip`; `wide` gives each the whole width."""
+        self.blocks.append(Strips(strips, wide))
 
     def tokens(self, tokens: Sequence[Token], label: str, *, code: bool = False) -> None:
         """A text whose tokens are coloured and underlined by where they came from."""
@@ -159,9 +169,8 @@ class Section:
     def sources(self) -> dict[str, str]:
         """What a legend has to explain here."""
         texts = [block for block in self.blocks if block.kind == "tokens"]
-        for block in self.blocks:
-            if block.kind == "frames":
-                texts += [value for _, value in block.lines if isinstance(value, Tokens)]
+        for strip in (strip for block in self.blocks if block.kind == "strips" for strip in block.strips):
+            texts += [value for _, value in strip.lines if isinstance(value, Tokens)]
         used = {token.source for text in texts for token in text.tokens}
         return {source: meaning for source, meaning in SOURCES.items() if source in used}
 
@@ -216,6 +225,19 @@ class Report:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def strip(clip: Any, alt: str, lines: Sequence[tuple[str, Any]], most: int = 6) -> Strip:
+    """A clip, uint8 [T, H, W, 3], as at most `most` frames evenly spread, the first and the last among them.
+
+    Args:
+        lines: (name, text) each, set under the frames; a text may be a list of `Token`.
+    """
+    shown = min(most, len(clip))
+    places = [round(at * (len(clip) - 1) / max(1, shown - 1)) for at in range(shown)]
+    images = [data_uri(png(clip[place]), "png") for place in places]
+    said = [(name, Tokens(text, name) if isinstance(text, list) else text) for name, text in lines]
+    return Strip(images, alt, said)
 
 
 def is_report(path: Path) -> bool:

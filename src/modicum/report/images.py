@@ -9,8 +9,8 @@ from typing import Any
 
 from modicum.report.figures import load_pyplot
 
-# Inches; at 96 pixels each they are as wide as a page's column, and still readable on a telephone.
-SIZE = (5.6, 3.1)
+# Inches, of 96 pixels: a page's column on a desk, and on a telephone, so that letters are as large as the text's on both.
+WIDE, NARROW = (7.4, 3.7), (3.7, 3.1)
 # Two papers, and lines that differ by more than their colour on either.
 INK = {
     False: {"ink": "#22252b", "quiet": "#5c626d", "grid": "#dcd8cf"},
@@ -39,8 +39,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def svg(draw: Callable[[Any], None], *, dark: bool) -> bytes:
-    """What `draw` puts on an axis, as an SVG without a background, for light paper or dark.
+def svg(draw: Callable[[Any], None], *, dark: bool, narrow: bool) -> bytes:
+    """What `draw` puts on an axis, as an SVG without a background, for light paper or dark, a desk or a telephone.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -48,7 +48,7 @@ def svg(draw: Callable[[Any], None], *, dark: bool) -> bytes:
     pyplot = load_pyplot()
     file = io.BytesIO()
     with pyplot.rc_context(theme(pyplot, dark)):
-        figure, axis = pyplot.subplots(figsize=SIZE, layout="constrained")
+        figure, axis = pyplot.subplots(figsize=NARROW if narrow else WIDE, layout="constrained")
         draw(axis)
         # No date, so that the same figures make the same file.
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
