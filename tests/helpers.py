@@ -2,14 +2,15 @@
 
 import torch
 
-from modicum.config import DecoderConfig, EncoderDecoderConfig, RopeConfig
+from modicum.captioning.model import Captioner
+from modicum.config import CaptionerConfig, DecoderConfig, EncoderDecoderConfig, RopeConfig, VivitConfig
 from modicum.lm.decoder import Decoder
 from modicum.lm.encoder_decoder import EncoderDecoder
 from modicum.lm.language_model import LanguageModel
 
 
-def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
-    """A random float32 decoder with sizes that differ from each other."""
+def decoder_config(**changes) -> DecoderConfig:
+    """Sizes that differ from each other."""
     settings = {
         "family": "llama",
         "vocab_size": 29,
@@ -23,8 +24,13 @@ def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
         "rope": RopeConfig(rotary_dim=10),
         **changes,
     }
+    return DecoderConfig(**settings)
+
+
+def tiny(seed: int = 0, *, scale: float = 0.3, **changes) -> Decoder:
+    """A random float32 decoder."""
     torch.manual_seed(seed)
-    return random_weights(Decoder(DecoderConfig(**settings)), scale)
+    return random_weights(Decoder(decoder_config(**changes)), scale)
 
 
 def tiny_t5(seed: int = 0, *, scale: float = 0.3, **changes) -> EncoderDecoder:
@@ -47,6 +53,42 @@ def tiny_t5(seed: int = 0, *, scale: float = 0.3, **changes) -> EncoderDecoder:
     }
     torch.manual_seed(seed)
     return random_weights(EncoderDecoder(EncoderDecoderConfig(**settings)), scale)
+
+
+# 4 tubelets in time, 2 x 3 in space; without temporal layers, clips may be shorter or longer.
+WATCHING = {
+    "variant": "factorized_encoder",
+    "image_size": (11, 16),
+    "num_frames": 9,
+    "tubelet_size": (2, 5, 5),
+    "dim": 14,
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "head_dim": 7,
+    "ffn_dim": 17,
+    "num_classes": 3,
+}
+
+
+def tiny_captioner(seed: int = 0, *, scale: float = 0.3, memory: str = "frames", encoder=None, **changes) -> Captioner:
+    """A random float32 captioner; `encoder` changes its ViViT, other settings its decoder. Its encoder has one seed, so that
+    captioners of all seeds share it."""
+    watching = VivitConfig(**{**WATCHING, **(encoder or {})})
+    config = CaptionerConfig(
+        encoder=watching, decoder=decoder_config(**changes), memory=memory, decoder_start_id=0, shares_encoder=None
+    )
+    torch.manual_seed(seed)
+    model = random_weights(Captioner(config), scale)
+    torch.manual_seed(99)
+    random_weights(model.encoder, scale)
+    return model
+
+
+def clips(lengths: list[int], seed: int = 3, size: tuple[int, int] = (11, 16)) -> list[torch.Tensor]:
+    """Random uint8 frames, [T, H, W, 3] each."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (n, *size, 3), generator=generator, dtype=torch.uint8) for n in lengths]
 
 
 def random_weights(model: LanguageModel, scale: float) -> LanguageModel:
