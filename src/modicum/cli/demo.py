@@ -53,11 +53,15 @@ def demo(
 
 def tell(story: Any) -> None:
     """The steps."""
-    from modicum.cli import demo_gqa, demo_text, demo_video
+    from modicum import api
+    from modicum.cli import demo_caption, demo_gqa, demo_text, demo_video
 
     watching = demo_video.watching()
     with demo_video.folder_of_clips(story, watching) as clips:
         demo_video.watch(story, watching, clips)
+    if demo_caption.shipped():
+        captioner, draft = (api.load(name, dtype="float32") for name in (demo_caption.CAPTIONER, demo_caption.DRAFT))
+        demo_caption.describe(story, captioner, draft)
     demo_gqa.share(story, TARGET)
     demo_text.write(story, TARGET, DRAFT)
 

@@ -18,7 +18,6 @@ class Story:
         self.report, self.quick = report, quick
         self.console = Console(highlight=False, emoji=False)
         self.notes = Console(stderr=True, highlight=False, emoji=False)
-        self.missing: list[str] = []
 
     @contextmanager
     def step(self, title: str) -> Iterator["Step"]:
@@ -30,8 +29,7 @@ class Story:
         try:
             yield Step(self, section)
         except MissingExtraError as missing:
-            self.missing.append(str(missing))
-            self.say(f"{missing}")
+            self.say(str(missing))
             section.text(f"This step was left out: {missing}.", quiet=True)
 
     def say(self, line: str) -> None:

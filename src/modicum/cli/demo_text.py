@@ -43,7 +43,7 @@ def write(story: Any, target_name: str, draft_name: str) -> None:
                         )
                     advance()
         speeds = [settings["max_new_tokens"] / statistics.median(times) for times in (plain_times, draft_times)]
-        files = "the beginning of a file" if len(prompts) == 1 else f"{len(prompts)} beginnings of files"
+        files = "The beginning of a file" if len(prompts) == 1 else f"{len(prompts)} beginnings of files"
         compare(
             step, speeds, stats, f"{files} held out from training, {settings['max_new_tokens']} tokens each, greedy"
         )
@@ -89,9 +89,10 @@ def compare(step: Any, speeds: list[float], stats: list[Any], measured: str) -> 
     step.say(f"accepted    {accepted:.0%} of the drafted tokens, {per_call:.2f} tokens per target call (K = {K})")
     step.headline(f"{fast / plain:.2f}×", "as fast with a draft, the same tokens")
     section = step.section
+    times = "one run each" if len(stats) == 1 else f"the median of {len(stats)} runs each"
     section.bars(
         [(name, speed, f"{speed:,.1f} tokens/s") for name, speed in (("plain", plain), ("with draft", fast))],
-        f"{measured}; the median of {len(stats)} runs each. The tokens were the same every time.",
+        f"{measured}; {times}. The tokens were the same every time.",
     )
     section.text(
         f"Of the drafted tokens {accepted:.0%} were accepted. With {K} drafted at a time, a call of the target yielded "

@@ -191,10 +191,11 @@ def compare(step: Any) -> None:
     for name, price, milliseconds in rows:
         step.say(f"{name:<24} {price.parameters:>11,} {price.gflops:>7.1f} {milliseconds:>7.0f}")
     section = step.section
+    faster = "" if fastest is rows[0] else f", {first / fastest[2]:.1f} times as fast as model 1"
     section.text(
         f"Attention over every pair of patches in space and time is what makes a video transformer dear. The paper's four "
         f"models, here all of the size `{SIZE}`, differ in how they factorise it. On {frames} frames of {side} × {side} "
-        f"model {fastest[0][0]} was the fastest, {first / fastest[2]:.1f} times as fast as model 1."
+        f"model {fastest[0][0]} was the fastest{faster}."
     )
     section.table(
         ("model", "parameters", "GFLOPs", "ms per clip"),

@@ -12,7 +12,7 @@ from modicum.report.images import data_uri, png, svg
 
 # The first bytes of a file that say it is a report, and may be replaced by the next one.
 MARK = '<!doctype html>\n<html lang="en" data-made-by="modicum">'
-LAYOUT = re.compile(r"((?:^ {2,})|[ \t]*\n[ \t]*)")
+LAYOUT = re.compile(r"(^ {2,}|[ \t]*\n\s*)")
 SOURCES = {
     "draft": "proposed by the draft, accepted by the target",
     "target": "put there by the target itself",
@@ -105,9 +105,9 @@ class Tokens:
     def runs(self) -> list[Token]:
         """What is shown alike; line breaks of code, with the next line's indentation, carry no mark."""
         pieces = [
-            Token(piece, "space" if self.code and number % 2 else token.source)
+            Token(piece, "space" if number % 2 else token.source)
             for token in self.tokens
-            for number, piece in enumerate(LAYOUT.split(token.text))
+            for number, piece in enumerate(LAYOUT.split(token.text) if self.code else [token.text])
         ]
         return [piece for piece in pieces if piece.text]
 
