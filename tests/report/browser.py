@@ -76,7 +76,10 @@ def browser() -> Iterator[Any]:
         try:
             running = playwright.chromium.launch(executable_path=system)
         except Error as error:
-            raise NoBrowserError(f"no browser could be started: {str(error).splitlines()[0]}") from None
+            reason = str(error).splitlines()[0]
+            raise NoBrowserError(
+                f"no browser could be started ({reason}): run `playwright install chromium`, or install chromium"
+            ) from None
         try:
             yield running
         finally:
