@@ -17,7 +17,7 @@ from modicum.config import VivitConfig
 from modicum.errors import GenerationError, MissingExtraError
 from modicum.report.html import Report
 from modicum.train.tokenizer import tokenizer_files, train_tokenizer
-from modicum.video.synthetic import MOTION_LABELS, draw_scene, labelled_clip
+from modicum.video.synthetic import MOTION_LABELS, draw_scene
 from modicum.vivit.build import initialise
 from modicum.vivit.model import Vivit
 from tests.helpers import WATCHING, perturbed, tiny_captioner
@@ -107,10 +107,10 @@ def test_videos_are_made_and_named_by_the_shipped_classifier(story, monkeypatch,
     api.save(model.eval(), tmp_path / "classifier")
     monkeypatch.setattr(resources, "model_presets", lambda: {demo_video.CLASSIFIER: tmp_path / "classifier"})
     monkeypatch.setattr(demo_video, "compare", lambda step: None)
-    watching = demo_video.watching()
-    assert watching.draw is labelled_clip
-    with demo_video.folder_of_clips(story, watching) as clips:
-        demo_video.watch(story, watching, clips)
+    model, learns = demo_video.classifier()
+    assert not learns
+    with demo_video.folder_of_clips(story, model) as clips:
+        demo_video.watch(story, model, clips)
         assert {clip.frames.shape for clip in clips} == {(9, 20, 20, 3)}
     made, named = story.report.sections
     assert [len(block.strips) for block in made.blocks if block.kind == "strips"] == [8]

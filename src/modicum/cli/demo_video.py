@@ -1,7 +1,7 @@
 """The demo's first steps: video files are made, and a ViViT names what moves in them; four kinds of ViViT compared."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,56 +33,32 @@ class Clip:
     frames: Any
 
 
-@dataclass(frozen=True)
-class Watching:
-    """A classifier, and how clips are drawn that it can name: `draw(generator, label, num_frames, side)`."""
-
-    model: Any
-    draw: Callable[..., Any]
-    about: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """A clip has as many frames as the model reads, each of its size: all of it is one view."""
-        return {"views": (1, 1), "stride": 1, "short_side": min(self.model.config.image_size), "top": 1}
-
-
-def watching() -> Watching:
-    """The classifier that ships with modicum; where there is none, one that still has to learn."""
+def classifier() -> tuple[Any, bool]:
+    """The classifier that ships with modicum, and whether it is one that still has to learn, as there is none."""
     from modicum import api, resources
-    from modicum.video.synthetic import labelled_clip
 
     if CLASSIFIER in resources.model_presets():
-        about = (
-            "A clip begins as a set of pictures of one object, drawn in the same way whatever the class. Its label says "
-            "how they are put in order: by place, by size, or by how opaque they are. So no frame tells the classes apart, "
-            "nor do all of them without their order: a model has to watch, not to look."
-        )
-        return Watching(api.load(CLASSIFIER), labelled_clip, about)
-    about = (
-        "A textured shape drifts over a noisy background. Every single frame is as likely in one class as in any other: "
-        "only its motion tells the classes apart, so that a model has to watch, not to look."
-    )
-    return Watching(demo_motions.small_model(), demo_motions.moving_shape, about)
+        return api.load(CLASSIFIER, dtype="float32"), False
+    return demo_motions.small_model(), True
 
 
 @contextmanager
-def folder_of_clips(story: Any, watching: Watching) -> Iterator[list[Clip]]:
+def folder_of_clips(story: Any, model: Any) -> Iterator[list[Clip]]:
     """Make the files for the steps that watch them; they go when these are done."""
     with tempfile.TemporaryDirectory() as folder:
-        yield make(story, watching, Path(folder))
+        yield make(story, model, Path(folder))
 
 
-def make(story: Any, watching: Watching, folder: Path) -> list[Clip]:
-    """Draw clips of every class that only motion tells apart and encode them as video files; none where PyAV is missing."""
+def make(story: Any, model: Any, folder: Path) -> list[Clip]:
+    """Draw clips of each motion that a ViViT can name, of its size, and encode them as files; none where PyAV is missing."""
     import numpy as np
 
     from modicum.report.html import strip
-    from modicum.video.synthetic import MOTION_LABELS, write_clip
+    from modicum.video.synthetic import MOTION_LABELS, labelled_clip, write_clip
 
     clips: list[Clip] = []
-    config = watching.model.config
-    labels = [label for label in watching.model.labels if label in MOTION_LABELS]
+    config = model.config
+    labels = [label for label in model.labels if label in MOTION_LABELS]
     with story.step("Make videos") as step:
         generator, seconds, size = np.random.default_rng(1), 0.0, 0
         with step.bar("draw and encode", FILES) as advance:
@@ -90,7 +66,7 @@ def make(story: Any, watching: Watching, folder: Path) -> list[Clip]:
                 label = labels[number % len(labels)]
                 path = folder / f"clip{number + 1}.mp4"
                 shape = (config.num_frames, config.image_size[0])
-                drawn, frames = timed(lambda label=label, shape=shape: watching.draw(generator, label, *shape))
+                drawn, frames = timed(lambda label=label, shape=shape: labelled_clip(generator, label, *shape))
                 encoded, _ = timed(lambda path=path, frames=frames: write_clip(path, frames))
                 seconds, size = seconds + drawn + encoded, size + path.stat().st_size
                 clips.append(Clip(path, label, frames))
@@ -98,7 +74,11 @@ def make(story: Any, watching: Watching, folder: Path) -> list[Clip]:
         speed = f"{FILES / seconds:.0f}"
         line = f"{FILES} mp4 files, {size:,} bytes, {speed} a second"
         step.headline(f"{speed} clips/s", "drawn and encoded as video files", line)
-        step.section.text(watching.about)
+        step.section.text(
+            "An object stands once at each point of a small lattice, and the label says in which direction the lattice is "
+            "walked. So neither one frame tells the classes apart, nor do all of them without their order: a model has to "
+            "watch, not to look."
+        )
         shown = [
             strip(clip.frames, f"Frames from left to right: something {clip.label}", [(clip.path.name, clip.label)])
             for clip in clips[: len(labels)]
@@ -107,13 +87,13 @@ def make(story: Any, watching: Watching, folder: Path) -> list[Clip]:
     return clips
 
 
-def watch(story: Any, watching: Watching, clips: list[Clip]) -> None:
+def watch(story: Any, model: Any, clips: list[Clip], *, learns: bool = False) -> None:
     """Classify the files, and compare what the paper's four models cost."""
     with story.step("Name what moves in them") as step:
         if clips:
-            if watching.draw is demo_motions.moving_shape:
-                learn(step, watching.model)
-            name_motions(step, watching, clips)
+            if learns:
+                learn(step, model)
+            name_motions(step, model, clips)
         compare(step)
 
 
@@ -127,7 +107,7 @@ def learn(step: Any, model: Any) -> None:
     step.section.text(f"The model was trained just now, for {seconds:.0f} seconds, on {seen}.")
 
 
-def name_motions(step: Any, watching: Watching, clips: list[Clip]) -> None:
+def name_motions(step: Any, model: Any, clips: list[Clip]) -> None:
     """The classes that a ViViT gives these files, and what is left of that when their frames are shuffled."""
     import numpy as np
 
@@ -135,22 +115,24 @@ def name_motions(step: Any, watching: Watching, clips: list[Clip]) -> None:
     from modicum.video.synthetic import shuffle_frames, write_clip
     from modicum.vivit.flops import cost
 
-    model, generator, seconds = watching.model, np.random.default_rng(2), 0.0
+    # A clip has as many frames as the model reads, each of its size: all of it is one view.
+    view: Any = {"views": (1, 1), "stride": 1, "short_side": min(model.config.image_size), "top": 1}
+    generator, seconds = np.random.default_rng(2), 0.0
     named, shuffled = [], []
     with step.bar("classify files", len(clips)) as advance:
         for clip in clips:
-            spent, found = timed(lambda path=clip.path: api.classify(model, path, **watching.settings)[0])
+            spent, found = timed(lambda path=clip.path: api.classify(model, path, **view)[0])
             named.append(found)
             seconds += spent
             control = clip.path.with_stem(f"{clip.path.stem}-shuffled")
             write_clip(control, shuffle_frames(clip.frames, generator))
-            shuffled.append(api.classify(model, control, **watching.settings)[0])
+            shuffled.append(api.classify(model, control, **view)[0])
             advance()
     labels = list(dict.fromkeys(clip.label for clip in clips))
     right, control_right = (
         sum(found.label == clip.label for found, clip in zip(given, clips, strict=True)) for given in (named, shuffled)
     )
-    chance, each = f"{len(clips) / len(labels):.0f}", 1e3 * seconds / len(clips)
+    chance, each = f"{len(clips) / len(model.labels):.2g}", 1e3 * seconds / len(clips)
     line = (
         f"{right} of {len(clips)} right, {control_right} with shuffled frames, {chance} by chance; {each:.0f} ms a file"
     )
