@@ -128,7 +128,7 @@ def parts(
 
 
 @torch.no_grad()
-def shown_and_said(model: Captioner, pairs: Any) -> list[tuple[Tensor, Tensor]]:
+def shown_and_said(model: Captioner, pairs: Any) -> list[tuple[Tensor, ...]]:
     """Pairs of a clip and its caption, text or ids, as the model is called with them: memories [1, M, D'] and ids [1, L].
 
     Raises:
