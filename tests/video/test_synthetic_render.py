@@ -67,6 +67,11 @@ def test_blinking_is_seen_twice_whatever_the_length(num_frames: int, on: str) ->
     assert "".join(str(int(mask.any())) for mask in lit(frames)) == on
 
 
+def test_blinking_of_two_frames_is_seen_once() -> None:
+    frames = shown(Event(1, "red", "bar", "blinks"), Event(1, "white", "bar", "blinks"), num_frames=4)
+    assert [bool(mask.any()) for mask in lit(frames)] == [True, False, True, False]
+
+
 def test_each_event_has_half_of_the_clip_to_itself() -> None:
     red, green = Event(1, "red", "circle", "moves left"), Event(2, "green", "square", "grows")
     for first, second, channel in ((red, green, 0), (green, red, 1)):
