@@ -101,6 +101,37 @@ def frames_sheet(
     write_png(figure, path)
 
 
+def confusion_figure(counts: Any, labels: list[str], path: Path, title: str) -> None:
+    """What is taken for what: a row per true class, a column per named one, shares of each row. Writes a PNG.
+
+    Args:
+        counts: integers [V, V], of a row's class named as a column's. Up to 40 classes are written out, with the shares
+            of up to 20; of more only the colours can be told apart.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    V = len(labels)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = min(16.0, 3.5 + 0.35 * V)
+    figure, axis = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if V <= 40:
+        axis.set_xticks(range(V), labels, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(range(V), labels, fontsize=8)
+    if V <= 20:
+        for row, column in zip(*shares.nonzero(), strict=True):
+            share = shares[row, column]
+            colour = "white" if share > 0.6 else "black"
+            axis.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xlabel("named")
+    axis.set_ylabel("true")
+    figure.colorbar(image, label="share of a class's videos", shrink=0.8)
+    figure.suptitle(title)
+    write_png(figure, path)
+
+
 def fitted(text: str, columns: int) -> str:
     """A text that fits over so many pictures, without characters that no font draws."""
     drawable = "".join(character if character.isprintable() else " " for character in text)
