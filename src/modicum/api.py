@@ -355,8 +355,9 @@ def caption_windows(
     Args:
         model: a captioner, as for `caption`.
         video: a path of a video file or of a folder of images. One shorter than a window gives a single one, in which it
-            starts again from its beginning; otherwise the last frames, which fill no window, are not written about.
-        every: seconds from window to window, rounded to whole tubelets; None is as long as a window.
+            starts again from its beginning.
+        every: seconds from window to window, rounded to whole tubelets; None is as long as a window. Unless that leaves
+            gaps, the last window ends with the video.
         window: seconds that a window spans, by the stride that comes nearest, in the place of `stride`.
         seed: window i draws from its stream i.
         on_window: called with the seconds at which a window begins and ends before it is written about.

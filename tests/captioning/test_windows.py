@@ -49,9 +49,10 @@ def test_each_window_is_written_about_as_if_alone(clip, settings):
 
 
 def test_a_window_spans_the_seconds_that_it_was_asked_to(clip):
-    # A stride of 3 frames: 18 ticks of 25 a second are 0.72 s, and 27 frames hold one window of that.
+    # A stride of 3 frames: 18 ticks of 25 a second are 0.72 s. Of 27 frames 9 are read, a window and one tubelet more.
     shown = list(api.caption_windows(captioner(), clip, window=0.7, max_new_tokens=2))
-    assert [(window.start, window.end) for window in shown] == [(0, pytest.approx(15 / 25))]
+    times = [(round(window.start * 25), round(window.end * 25)) for window in shown]
+    assert times == [(0, 15), (6, 21)]
     assert stride_of(4.0, 6, 12.5) == 8
     for window, fps in ((0, 25.0), (float("nan"), 25.0), (1.0, None)):
         with pytest.raises(UsageError, match="give a positive time, and a clock"):
@@ -64,11 +65,11 @@ def test_a_window_spans_the_seconds_that_it_was_asked_to(clip):
 
 def test_windows_follow_each_other_without_every(clip):
     shown = list(memory_windows(captioner(), clip, None, Protocol(**CLOCK)))
-    assert [round(window.start * 25) for window in shown] == [0, 6, 12, 18]
-    assert [window.parts.shape for window in shown] == [(3, 24)] * 4
+    assert [round(window.start * 25) for window in shown] == [0, 6, 12, 18, 20]  # the last ends with the video
+    assert [window.parts.shape for window in shown] == [(3, 24)] * 5
 
 
-@pytest.mark.parametrize(("every", "n_windows", "encoded"), [(0.08, 11, 13), (0.24, 4, 13), (0.4, 3, 9)])
+@pytest.mark.parametrize(("every", "n_windows", "encoded"), [(0.08, 11, 13), (0.24, 5, 13), (0.4, 3, 9)])
 def test_a_factorized_encoder_looks_at_each_tubelet_once_and_at_none_between_windows(
     clip, every, n_windows, encoded, monkeypatch
 ):
@@ -80,7 +81,7 @@ def test_a_factorized_encoder_looks_at_each_tubelet_once_and_at_none_between_win
     )
     shown = list(memory_windows(model, clip, every, Protocol(**CLOCK)))
     # There are 13 tubelets of 2 frames, and windows of 3 begin at every one, every third or every
-    # fifth; the last of 13 begins a window that never fills.
+    # fifth; the last one has two in common with the one before it.
     assert len(shown) == n_windows
     assert seen == [2] * encoded
 
@@ -150,15 +151,19 @@ def test_sliding_by_hand():
         made.append(int(pixels[0, 0, 0, 0]))
         return pixels[:1, 0, 0, 0]
 
-    def slide(length, step):
+    def slide(length, step, **options):
         made.clear()
-        return [(start, end, parts.tolist()) for start, end, parts in sliding_windows(iter(pieces), length, step, make)]
+        shown = sliding_windows(iter(pieces), length, step, make, **options)
+        return [(start, end, parts.tolist()) for start, end, parts in shown]
 
     assert slide(3, 2) == [(0, 2.5, [0, 1, 2]), (2, 4.5, [2, 3, 4]), (4, 6.5, [4, 5, 6])]
     assert made == list(range(8))
     assert slide(2, 5) == [(0, 1.5, [0, 1]), (5, 6.5, [5, 6])]
     assert made == [0, 1, 5, 6]
-    assert slide(9, 1) == []
+    assert slide(9, 1) == slide(9, 1, to_the_end=True) == []
+    assert slide(3, 3, to_the_end=True) == [(0, 2.5, [0, 1, 2]), (3, 5.5, [3, 4, 5]), (5, 7.5, [5, 6, 7])]
+    assert len(slide(4, 2, to_the_end=True)) == len(slide(4, 2)) == 3  # nothing is left over
+    assert len(slide(2, 5, to_the_end=True)) == 2  # 7 alone: between windows nothing is looked at
 
 
 def test_frames_become_whole_tubelets():

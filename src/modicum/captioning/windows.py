@@ -45,7 +45,7 @@ def memory_windows(model: Captioner, path: str | Path, every: float | None, prot
 
     Args:
         every: seconds from the beginning of one window to that of the next, rounded to whole tubelets; None is as long as a
-            window. The last frames of a video, which fill no window, are not written about.
+            window. If that leaves no gaps between windows, the last one ends with the video, and may come sooner.
 
     Raises:
         UsageError: `every` is not positive, or the encoder samples frames within its window.
@@ -59,7 +59,7 @@ def memory_windows(model: Captioner, path: str | Path, every: float | None, prot
         video = pixels[None].to(model.device)
         return (model.encode(video) if patches else model.encode_frames(video))[0]
 
-    for window in file_windows(path, config, every, protocol, look if shared else None):
+    for window in file_windows(path, config, every, protocol, look if shared else None, to_the_end=True):
         parts = window.parts[None].to(model.device)
         if not shared:
             parts = model.encode(parts)

@@ -20,6 +20,8 @@ def file_windows(
     every: float | None,
     protocol: Protocol,
     make: Callable[[Tensor], Tensor] | None = None,
+    *,
+    to_the_end: bool = False,
 ) -> Iterator[Window]:
     """The central crops of a file's last `num_frames` frames again and again, `every` seconds apart, in whole tubelets.
 
@@ -29,6 +31,7 @@ def file_windows(
         every: None is as long as a window: each begins where the one before it ends.
         make: what a window's `parts` are to hold instead of its frames, [n t, h, w, 3] -> [n ..., D], for models that look
             at each tubelet apart. It is called once per tubelet.
+        to_the_end: a last window shows the frames that would otherwise fill none, unless windows lie apart.
 
     Raises:
         UsageError: `every` is not positive, or the model samples frames within its window.
@@ -45,7 +48,8 @@ def file_windows(
     frames = stream_frames(path, fps=protocol.fps, stride=protocol.stride)
     pieces = tubelets(frames, t, lambda frame: next(crops_of(frame, config.image_size, protocol.short_side, 1)))
     shown = False
-    for window in sliding_windows(pieces, length, step, make or (lambda pixels: pixels)):
+    sliding = sliding_windows(pieces, length, step, make or (lambda pixels: pixels), to_the_end=to_the_end)
+    for window in sliding:
         shown = True
         yield window if make else window._replace(parts=_padded(window.parts, config.num_frames))
     if not shown:

@@ -209,7 +209,6 @@ def caption_files(
     seen: list[tuple[Any, str]] = []
     with printed, FileBar(printed.notes, len(videos)) as files:
         for number, (path, clip) in enumerate(zip(videos, clips, strict=True)):
-            files.advance()
             if isinstance(clip, VideoError):
                 files.failed(clip)
                 printed.results.append({"video": path, "error": str(clip)})
@@ -221,6 +220,7 @@ def caption_files(
             out = api.caption(target, [clip], seed=[(seed, number)], on_token=printed.on_token(), **printed.settings)
             text = text_of(out)
             printed.end(text, out.stats)
+            files.advance()
             if printed.live:
                 files.show()
             result = {"text": None if out.texts is None else out.texts[0], "tokens": out.tokens[0]}

@@ -75,7 +75,6 @@ def show_files(model: Any, videos: list[str], protocol: Any, sheet: Path | None,
     results: list[Any] = []
     with FileBar(notes, len(videos)) as files:
         for path, result in zip(videos, classify_files(model, videos, protocol), strict=True):
-            files.advance()
             if isinstance(result, VideoError):
                 files.failed(result)
                 results.append(None)
@@ -89,6 +88,7 @@ def show_files(model: Any, videos: list[str], protocol: Any, sheet: Path | None,
                 notes.print(f"frames in {sheet}", soft_wrap=True)
             if not as_json:
                 print_predictions(answer, path, predictions)
+            files.advance()
     if as_json:
         print(json.dumps(results))
     files.check("classified")

@@ -22,11 +22,12 @@ class FileBar:
         self._task = self._bar.add_task("videos", total=total)
 
     def advance(self) -> None:
-        """Another file has been read, or could not be."""
+        """Another file is done."""
         self._bar.advance(self._task)
 
     def failed(self, error: ModicumError) -> None:
-        """Say which file could not be read, and count it."""
+        """Another file could not be read: say which, and count it."""
+        self.advance()
         self.n_failed += 1
         self.notes.print(f"modicum: {error}", soft_wrap=True, markup=False)
 

@@ -32,17 +32,23 @@ def tubelets(frames: Iterable[tuple[float, Tensor]], size: int, crop: Callable[[
 
 
 def sliding_windows(
-    pieces: Iterable[Tubelet], length: int, step: int, make: Callable[[Tensor], Tensor] = lambda pixels: pixels
+    pieces: Iterable[Tubelet], length: int, step: int, make: Callable[[Tensor], Tensor], *, to_the_end: bool = False
 ) -> Iterator[Window]:
     """Windows of `length` tubelets, the next one `step` further. Nothing at all from fewer.
 
     Args:
         make: of a tubelet what windows are to hold, such as its encoded vector [1, D]. It is called once for each, and
             never for one that lies between two windows.
+        to_the_end: a last window ends where the video does, less than a step after the one before it. Where windows lie
+            apart there is none.
     """
     held: deque[Tensor] = deque(maxlen=length)
     times: deque[tuple[float, float]] = deque(maxlen=length)
     until_next = length
+
+    def window() -> Window:
+        return Window(times[0][0], times[-1][1], torch.cat(list(held)))
+
     for stamps, pixels in pieces:
         until_next -= 1
         if until_next >= length:
@@ -51,7 +57,9 @@ def sliding_windows(
         times.append((stamps[0], stamps[-1]))
         if not until_next:
             until_next = step
-            yield Window(times[0][0], times[-1][1], torch.cat(list(held)))
+            yield window()
+    if to_the_end and len(held) == length and until_next < step <= length:
+        yield window()
 
 
 def tubelets_per(seconds: float, fps: float | None, stride: int, size: int) -> int:
