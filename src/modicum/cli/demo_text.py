@@ -10,7 +10,8 @@ from modicum.cli.demo_story import timed, tokens_seen
 from modicum.errors import GenerationError
 
 K = 4
-ROUNDS = 5
+# Rounds over all prompts; no more are begun after so many seconds.
+ROUNDS, SECONDS = 5, 45
 BUILT_IN = (
     'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__(self):\n        self.items = []\n'
 )
@@ -31,6 +32,8 @@ def write(story: Any, target_name: str, draft_name: str) -> None:
         plain_times, draft_times, stats = [], [], []
         with step.bar("plain and with draft", rounds * len(prompts)) as advance:
             for _ in range(rounds):
+                if sum(plain_times + draft_times) > SECONDS:
+                    break
                 for prompt in prompts:
                     seconds, plain = timed(lambda p=prompt: api.generate(target, [p], **settings))
                     plain_times.append(seconds)
