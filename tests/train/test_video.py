@@ -67,7 +67,7 @@ def test_a_run_ends_in_a_folder_that_classifies(recipe, folder, capsys):
     goal = train(recipe, ALL_DRAWS)
     model = modicum.load(goal)
     assert model.labels == LABELS
-    video = next((folder / "clips" / "held_out" / "grows").iterdir())
+    video = next((folder / "clips" / "held_out" / "moves up").iterdir())
     assert {p.label for p in modicum.classify(model, video, stride=1)} <= set(LABELS)
     record = json.loads((goal / "training.json").read_text())
     assert (record["steps"], record["clips"], record["views"]) == (6, 72, [2, 1])
@@ -278,7 +278,7 @@ def test_shuffled_frames_are_a_data_set_of_their_own(recipe, folder):
     """The same pictures, in files of their own: not the ordered files' frames shuffled."""
     train(recipe, ["data.shuffle_frames=true", begun_in(folder, "shuffled"), "optim.epochs=1"])
     ordered, shuffled = (
-        Video(folder / name / "train" / "grows" / "00001.mp4").frames(range(6)).float()
+        Video(folder / name / "train" / "moves up" / "00001.mp4").frames(range(6)).float()
         for name in ("clips", "clips-shuffled")
     )
     distances = (ordered[:, None] - shuffled[None]).abs().mean((2, 3, 4))
@@ -292,7 +292,7 @@ def listed(folder, tmp_path):
     rows = {"train": [], "held_out": []}
     for number in range(47):
         path = tmp_path / f"{number}.mp4"
-        label = ("grows", "shrinks")[number % 2]
+        label = ("moves up", "moves down")[number % 2]
         source = folder / "clips" / "train" / label / f"{number % 4 // 2:05d}.mp4"
         if number not in (3,):
             path.write_bytes(source.read_bytes() if number not in (11, 20) else b"no video")
@@ -315,7 +315,7 @@ def test_broken_and_missing_videos_are_listed_and_do_no_harm(recipe, listed, tmp
     assert "2 of 40 videos could not be read; others stood in" in said
     record = json.loads((goal / "training.json").read_text())
     assert record["broken"] == {"train": 2, "held_out": 0}
-    assert modicum.load(goal).labels == ["grows", "shrinks"]
+    assert modicum.load(goal).labels == ["moves down", "moves up"]
 
 
 def test_videos_on_both_sides_are_refused(recipe, listed, tmp_path):
@@ -328,7 +328,7 @@ def test_verbs_and_nouns_are_trained_and_judged_together(recipe, folder, tmp_pat
     rows = {"train": "", "held_out": ""}
     for number in range(14):
         video = tmp_path / f"P01_{number:02d}.MP4"
-        video.write_bytes((folder / "clips" / "train" / "grows" / f"{number % 2:05d}.mp4").read_bytes())
+        video.write_bytes((folder / "clips" / "train" / "moves up" / f"{number % 2:05d}.mp4").read_bytes())
         rows["train" if number < 12 else "held_out"] += (
             f"{number},P01,P01_{number:02d},00:00:00.0,00:00:00.00,00:00:00.20,1,6,do,do,{7 * number},it,{number},[],[]\n"
         )
