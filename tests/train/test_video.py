@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import modicum
+from modicum import resources
 from modicum.errors import CheckpointError, MissingExtraError, UsageError
 from modicum.parallel.data import Processes
+from modicum.train.recipe import expectation, read_values
 from modicum.train.run import train
 from modicum.train.state import previous_path
 from modicum.train.video.build import activation_bytes, fresh_model, hold_less
-from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VivitSection, rate
+from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VideoRecipe, VivitSection, rate
 from modicum.video.datasets.epic import COLUMNS
 from modicum.video.read import Video
 from modicum.video.synthetic import LABELS, MOTION_LABELS, write_dataset
@@ -413,3 +415,25 @@ def test_without_pyav_one_sentence_says_so(recipe, monkeypatch):
         MissingExtraError, match=r"needs `av`, which is not installed: run `pip install 'modicum\[video\]'`"
     ):
         train(recipe, dry_run=True)
+
+
+def test_the_recipes_that_ship_have_table_7s_values():
+    """Rate, epochs, colour jitter, RandAugment, stochastic depth, label smoothing, mixup."""
+    table_7 = {
+        "vivit-k400": (0.1, 30, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-k600": (0.1, 30, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-mit": (0.25, 10, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-epic": (0.5, 50, 0.0, (2, 15), 0.2, 0.2, 0.1),
+        "vivit-ssv2": (0.5, 35, 0.0, (2, 20), 0.3, 0.3, 0.3),
+    }
+    for name, expected in table_7.items():
+        path = resources.recipe_path(name)
+        recipe = VideoRecipe.from_dict(read_values(path, []))
+        o, a = recipe.optim, recipe.augment
+        layers = (a.randaugment_layers, a.randaugment_magnitude if a.randaugment_layers else None)
+        found = (o.lr, o.epochs, a.colour_jitter, layers, recipe.model.stochastic_depth, a.label_smoothing, a.mixup)
+        assert found == expected, name
+        assert (o.optimizer, o.momentum, o.weight_decay, o.batch, o.warmup_epochs) == ("sgd", 0.9, 0.0, 64, 2.5)
+        assert (a.flip, a.scale_jitter, recipe.clips.num_frames) == (0.5, (0.9, 1.33), 32)
+        assert "top-1" in (expectation(path) or ""), name
+        assert recipe.model.config(recipe.clips, {"": 3}).tubelet_size == (2, 16, 16)
