@@ -1,6 +1,7 @@
 """Data sets of our own clips: whole or not at all, the same from any number of processes, used again if they are there."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_what_is_there_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(files, "write_clip", lambda *_: pytest.fail("it was written again"))
     assert write_dataset(folder, **SMALL) == folder
     assert contents(folder) == before
+
+
+def test_progress_is_shown_on_a_terminal_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path / "quiet", **SMALL)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    write_dataset(tmp_path / "shown", **SMALL)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "clips for shown" in err
+    assert "60/60" in err
 
 
 def test_other_settings_are_refused_and_replaced_when_asked(tmp_path: Path) -> None:
