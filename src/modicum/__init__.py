@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modicum.api import classify, convert_to_gqa, generate, load, read_checkpoint, save, write_checkpoint
+    from modicum.api import caption, classify, convert_to_gqa, generate, load, read_checkpoint, save, write_checkpoint
 
 __version__ = "0.1.0"
-__all__ = ["classify", "convert_to_gqa", "generate", "load", "read_checkpoint", "save", "write_checkpoint"]
+__all__ = ["caption", "classify", "convert_to_gqa", "generate", "load", "read_checkpoint", "save", "write_checkpoint"]
 
 MODULES = ("api", "vivit")
 

@@ -1,59 +1,47 @@
-"""Load, save, convert, generate, classify: where prompts and videos become an answer."""
+"""Load, save, convert, generate, classify, caption: where prompts and videos become an answer."""
 
 from collections import ChainMap
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from modicum import resources
 from modicum.assembly import build, pick_device, pick_dtype
-from modicum.checkpoint.hf import NativeTensors, UnknownFamilyError, stock_config, to_stock
+from modicum.captioning.clips import as_clips, beginnings, parts, shown_and_said
+from modicum.captioning.model import Captioner
+from modicum.checkpoint.captioner_folder import captioner_checkpoint
+from modicum.checkpoint.hf import UnknownFamilyError, stock_config, to_stock
 from modicum.checkpoint.hub import resolve
 from modicum.checkpoint.io import Checkpoint, read_checkpoint, write_checkpoint
-from modicum.checkpoint.native import read_config
+from modicum.checkpoint.native import changed_checkpoint, read_config, read_tensors
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
 from modicum.classification.predict import Protocol, classify_files
-from modicum.config import VivitConfig
-from modicum.core.exact import check_width, exact_view
-from modicum.decode.batch import Batch, OnToken, Row, TokenEvent
-from modicum.decode.logprobs import TokenLogprob, check_logprobs
-from modicum.decode.loop import run
+from modicum.config import VivitConfig, nearest, with_dtype
+from modicum.decode.batch import OnToken, TokenEvent
+from modicum.decode.logprobs import TokenLogprob
 from modicum.decode.output import GenerationOutput
-from modicum.decode.processors import processors_per_prompt
-from modicum.decode.prompts import (
-    check_stops,
-    encode_prompts,
-    form_batches,
-    form_requests,
-    per_prompt,
-    stream_keys,
-    vocabulary,
-)
-from modicum.decode.stats import add_seconds
+from modicum.decode.prompts import encode_prompts
 from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_convertible, check_method, convert_checkpoint
 from modicum.gqa.refit import convert_model, converted_tensors
 from modicum.lm.hf_adapter import load_adapter
 from modicum.lm.language_model import LanguageModel
 from modicum.lm.objective import objective_of
-from modicum.speculative.auto import make_engine
 from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint, is_drafter
-from modicum.speculative.drafters.make import make_drafter
 from modicum.speculative.drafters.trained import TrainedDrafter
-from modicum.speculative.invariant import check_invariant, exact_drafter
-from modicum.speculative.loop import VERIFICATIONS
+from modicum.speculative.generate import Settings, Writing
 from modicum.vivit.model import Vivit
 
 __all__ = [
     "TokenEvent",
     "TokenLogprob",
+    "caption",
     "classify",
     "convert_to_gqa",
     "generate",
@@ -74,7 +62,8 @@ def load(
     """A model in evaluation mode, with `.config`.
 
     A language model has a `.tokenizer` (None if its folder has no tokenizer files), a video classifier `.labels`, one
-    name per class (None if its config.json has none). A drafter that `modicum train` made is what `draft` takes.
+    name per class (None if its config.json has none), a captioner what a language model has. A drafter that `modicum train`
+    made is what `draft` takes.
 
     Args:
         path_or_hub_id: a name of a model that ships with modicum, a local folder, or a Hugging Face hub id.
@@ -107,7 +96,7 @@ def load(
 def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None:
     """Write `model` in its family's stock Hugging Face layout; its tokenizer and other files go along.
 
-    A video model that has no stock layout (all but a spacetime ViViT with a class token) gets a folder of our own kind,
+    What has no stock layout (captioners, and all ViViTs but a spacetime one with a class token) gets a folder of our own,
     which `load` reads.
 
     Raises:
@@ -120,8 +109,10 @@ def save(model: Any, path: str | PathLike[str], overwrite: bool = False) -> None
         raise UsageError(f"{type(model).__name__} runs through transformers: save it with its own `save_pretrained`")
     state = model.dense_state()
     dtype = str(next(iter(state.values())).dtype).removeprefix("torch.")
-    config: Any = type(model.config).from_dict({**model.config.to_dict(), "dtype": dtype})
-    if isinstance(model, Vivit):
+    config: Any = with_dtype(model.config, dtype)
+    if isinstance(model, Captioner):
+        checkpoint = captioner_checkpoint(config, state, model.stock_config, model.files)
+    elif isinstance(model, Vivit):
         checkpoint = vivit_checkpoint(config, state, model.labels, model.stock_config, model.files)
     else:
         stock = stock_config(config, model.stock_config)
@@ -133,20 +124,22 @@ def convert_to_gqa(
     ckpt: Checkpoint,
     n_kv_heads: int,
     method: str = "mean",
-    calibration: Sequence[Sequence[int]] | str | Path | None = None,
+    calibration: Sequence[Any] | str | Path | None = None,
     seed: int = 0,
     on_layer: Callable[[], Any] | None = None,
 ) -> Checkpoint:
     """The same checkpoint with fewer key-value heads (2305.13245).
 
     Args:
-        ckpt: of a native family, or a ViViT; multi-head or grouped already.
+        ckpt: of a native family, a ViViT, or a captioner, of which self- and cross-attention share; multi-head or grouped
+            already.
         n_kv_heads: must divide the checkpoint's own number.
         method: mean, first or random, as in the paper; aligned (`gqa.align`), averages of heads brought into one form;
             merged (`gqa.merge`, `gqa.refit`), which loses least.
         calibration: for aligned and merged of language models: lists of token ids, or a text file; ten tokens per unit of
-            width are enough. The model is then loaded and converted layer by layer. Without it the weights alone decide,
-            which is worse, and tensors are made when they are asked for.
+            width are enough. Of captioners: pairs of a clip and its caption, as `caption` takes them. The model is then
+            loaded and converted layer by layer. Without it the weights alone decide, which is worse, and tensors are made
+            when they are asked for.
         seed: of random.
         on_layer: called after every attention layer that calibration has converted.
 
@@ -171,14 +164,14 @@ def convert_to_gqa(
     model.tokenizer = Tokenizer.from_files(ckpt.files, ckpt.config)
     convert_model(model, calibration_batches(model, calibration), n_kv_heads, method, on_layer)
     tensors = {name: tensor.to(stored) for name, tensor in converted_tensors(model).items()}
-    native = ChainMap(tensors, NativeTensors(ckpt.state_dict, config))  # type: ignore[arg-type]
-    return Checkpoint(stock_config(model.config, ckpt.config), to_stock(native, model.config), files)
+    native = ChainMap(tensors, read_tensors(ckpt, config))  # type: ignore[arg-type]
+    return changed_checkpoint(ckpt, model.config, native, files)
 
 
-def calibration_batches(
-    model: Any, calibration: Sequence[Sequence[int]] | str | Path
-) -> list[tuple[torch.Tensor, ...]]:
+def calibration_batches(model: Any, calibration: Sequence[Any] | str | Path) -> list[tuple[torch.Tensor, ...]]:
     """What the model is called with to be calibrated; of a text file at most `CALIBRATION_TOKENS` are read."""
+    if isinstance(model, Captioner):
+        return shown_and_said(model, calibration)
     if not isinstance(calibration, str | Path):
         ids = encode_prompts(model, calibration)
     elif model.tokenizer is None:
@@ -254,75 +247,94 @@ def generate(
             another tokenizer.
         GenerationError: the model returned NaN, or logits processors ruled every token out.
     """
-    began = perf_counter()
     if isinstance(target, Vivit):
         raise UsageError("the target is a video classifier and writes no text: give a language model")
     if isinstance(target, TrainedDrafter):
         raise UsageError("the target is a drafter, which only proposes: give the model it was trained for")
-    if verification not in VERIFICATIONS:
-        raise UsageError(f"verification `{verification}` is not known: use {' or '.join(map(repr, VERIFICATIONS))}")
-    check_logprobs(logprobs, vocabulary(target))
-    ids = encode_prompts(target, prompts)
-    drafter = make_drafter(draft, num_draft_tokens)
-    max_rows = None if drafter is None else drafter.max_rows
-    if drafter is not None:
-        drafter.check(target)
-        if k_invariant:
-            check_invariant(drafter, num_draft_tokens, verification)
-        if bit_exact:
-            check_width(num_draft_tokens)
-        if not target.ragged:
-            target.check_speculation()
-            max_rows = 1
-    sampling = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-    }
-    requests = form_requests(
-        target,
-        ids,
-        sampling,
-        limits=per_prompt("max_new_tokens", max_new_tokens, len(ids)),
-        keys=stream_keys(seed, len(ids)),
-        stops=check_stops(stop, target),
+    if isinstance(target, Captioner):
+        raise UsageError("the target is a captioner and writes about a video: call `modicum.caption(model, videos)`")
+    settings = Settings(
+        draft=draft,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=stop,
         ignore_eos=ignore_eos,
-        processors=processors_per_prompt(logits_processors, len(ids)),
-    )
-    target.for_inference()
-    if bit_exact:
-        max_rows, target = 1, exact_view(target)
-        if k_invariant and drafter is not None:
-            drafter = exact_drafter(drafter, target)
-    new_engine = make_engine(
-        target,
-        drafter,
-        num_draft_tokens,
-        capture=not (logprobs or bit_exact or any(request.processors for request in requests)),
         verification=verification,
+        logprobs=logprobs,
+        on_token=on_token,
+        logits_processors=logits_processors,
         k_invariant=k_invariant,
+        bit_exact=bit_exact,
     )
-    rows: list[Row] = []
-    by_part: dict[str, float] = {}
-    in_models: dict[str, float] = {}
-    with torch.inference_mode():
-        for group in form_batches(requests, target, max_rows):
-            engine = new_engine(len(group), by_part)
-            batch = Batch(
-                group,
-                vocab_size=vocabulary(target),
-                device=target.device,
-                tokenizer=target.tokenizer,
-                on_token=on_token,
-                logprobs=logprobs,
-            )
-            rows += run(batch, engine)
-            add_seconds(by_part, batch.seconds)
-            add_seconds(in_models, batch.model_seconds)
-    rows.sort(key=lambda row: row.request.index)
-    return GenerationOutput.of(rows, target.tokenizer, perf_counter() - began, by_part, in_models, bool(logprobs))
+    writing = Writing(target, encode_prompts(target, prompts), settings)
+    return writing.texts([writing.requests])
+
+
+def caption(
+    model: Any,
+    videos: Any = None,
+    draft: Any = None,
+    prompt: Any = None,
+    num_draft_tokens: int | str = 4,
+    max_new_tokens: int | Sequence[int] = 64,
+    temperature: float | Sequence[float] = 0.0,
+    stride: int = 2,
+    fps: float | None = 25.0,
+    short_side: int | None = None,
+    pixel_values: torch.Tensor | None = None,
+    **settings: Any,
+) -> GenerationOutput:
+    """Say what clips show, with a draft by speculative sampling (2302.01318): the same words, in fewer target calls.
+
+    Every clip is encoded once; target and draft read what the encoder made of it.
+
+    Args:
+        model: a captioner from `load` or `caption.assemble`.
+        videos: a path of a video file or of a folder of images; frames [T, height, width, 3], uint8 or float in [-1, 1],
+            of the model's number of frames (a factorized encoder without temporal layers takes any); or several of
+            either. uint8 frames of another size are resized and cropped as files are. A memory [M, D'] that
+            `model.encode` made will do too.
+        draft: a captioner that shares the target's encoder; a language model with the target's tokenizer, which does not see
+            the clip; and what else `generate` takes.
+        prompt: what captions begin with, text or token ids; one for all, or one per clip. It is not part of the output.
+        stride, fps: which frames of a file's middle make the clip: `stride` ticks of an `fps` clock apart; with fps None
+            frames by number.
+        short_side: pixels of the shorter side before the central crop, as for `classify`.
+        pixel_values: frames as [B, T, 3, height, width], the order of `transformers`, in the place of `videos`.
+        settings: all others of `generate`, which also explains those above.
+
+    Returns:
+        As `generate`; `stats.seconds_by_part` says as "encode" what reading and encoding the clips took.
+
+    Raises:
+        UsageError: an argument that cannot be honoured, a draft with another encoder or tokenizer.
+        VideoError: a file cannot be read.
+    """
+    if not isinstance(model, Captioner):
+        raise UsageError(
+            f"{type(model).__name__} writes no captions: give a captioner, such as `caption.assemble` makes"
+        )
+    known = [field.name for field in fields(Settings)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"caption has no setting `{name}`{nearest(name, known)}")
+    clips = as_clips(videos, pixel_values)
+    protocol = Protocol(views=(1, 1), stride=stride, fps=fps, short_side=short_side)
+    chosen = Settings(
+        draft=draft,
+        num_draft_tokens=num_draft_tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        **settings,
+    )
+    writing = Writing(model, beginnings(model, prompt, len(clips)), chosen)
+    return writing.texts(parts(model, writing.requests, clips, protocol, writing.by_part))
 
 
 def classify(

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 
+from modicum.captioning.model import Captioner
 from modicum.checkpoint.hf import to_native
 from modicum.checkpoint.io import Checkpoint
 from modicum.checkpoint.vivit_folder import native_tensors, stored_labels
-from modicum.config import EncoderDecoderConfig, LanguageConfig, VivitConfig
+from modicum.config import CaptionerConfig, EncoderDecoderConfig, LanguageConfig, VivitConfig
+from modicum.core.weights import fill
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.encoder_decoder import EncoderDecoder
@@ -18,7 +20,8 @@ from modicum.vivit.model import Vivit
 
 def build(checkpoint: Checkpoint, config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """(config, state_dict) -> module. Weights are read one at a time; none is held twice."""
-    make: Any = build_vivit if isinstance(config, VivitConfig) else build_language_model
+    builders: dict[type, Any] = {VivitConfig: build_vivit, CaptionerConfig: build_captioner}
+    make = builders.get(type(config), build_language_model)
     model = make(checkpoint, config, device, dtype)
     model.stock_config, model.files = checkpoint.config, checkpoint.files
     return model.eval()
@@ -30,9 +33,21 @@ def build_vivit(checkpoint: Checkpoint, config: VivitConfig, device: torch.devic
     return model
 
 
-def empty(config: LanguageConfig) -> Any:
+def build_captioner(
+    checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device, dtype: torch.dtype
+) -> Captioner:
+    model = empty(config)
+    fill(model, ((name, checkpoint.state_dict[name]) for name in checkpoint.state_dict), device, dtype)
+    if config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return model.to(device)  # what is left elsewhere are tables of positions
+
+
+def empty(config: LanguageConfig | CaptionerConfig) -> Any:
     """A language model of that shape, without memory for its weights."""
     with torch.device("meta"):
+        if isinstance(config, CaptionerConfig):
+            return Captioner(config)
         return EncoderDecoder(config) if isinstance(config, EncoderDecoderConfig) else Decoder(config)
 
 

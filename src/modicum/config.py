@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -309,3 +310,102 @@ class VivitConfig(Config):
         """Tubelets along time, height and width; remainders are dropped."""
         t, h, w = self.tubelet_size
         return self.kept_frames // t, self.image_size[0] // h, self.image_size[1] // w
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerConfig(Config):
+    """A ViViT watches a clip, and a decoder with cross-attention writes about it. `n_kv_heads` are those of the decoder, in
+    self-attention and cross-attention.
+
+    `memory` is what the decoder reads: "frames", a vector per tubelet in time, which a factorized encoder's temporal layers
+    have seen if it has some; or "patches", every token of the (spatial) encoder. `decoder_start_id` begins every caption.
+    `shares_encoder` is the fingerprint of the encoder that this captioner reads with and does not hold: one of a pair.
+    """
+
+    encoder: VivitConfig
+    decoder: DecoderConfig
+    memory: Literal["frames", "patches"] = "frames"
+    decoder_start_id: int
+    shares_encoder: str | None = None
+
+    def __post_init__(self) -> None:
+        self.check_choices()
+        if not 0 <= self.decoder_start_id < self.vocab_size:
+            raise UsageError(
+                f"`decoder_start_id` is {self.decoder_start_id}: it must be one of the {self.vocab_size} token ids"
+            )
+        if self.memory == "patches" and self.encoder.temporal_layers:
+            raise UsageError(
+                f"`memory` is 'patches', which the encoder's {self.encoder.temporal_layers} temporal layers never see: "
+                "set its temporal_layers to 0, or choose 'frames'"
+            )
+
+    @property
+    def memory_slots(self) -> int:
+        """How many vectors the decoder reads of a clip of `num_frames`."""
+        return self.encoder.grid[0] * self.slots_per_frame
+
+    @property
+    def slots_per_frame(self) -> int:
+        return math.prod(self.encoder.grid[1:]) if self.memory == "patches" else 1
+
+    # What every language model's configuration has: the decoder's own.
+    family = "captioner"
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder.vocab_size
+
+    @property
+    def dim(self) -> int:
+        return self.decoder.dim
+
+    @property
+    def n_layers(self) -> int:
+        return self.decoder.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        return self.decoder.n_heads
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.decoder.n_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.decoder.head_dim
+
+    @property
+    def max_seq_len(self) -> int:
+        return self.decoder.max_seq_len
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return self.decoder.windows
+
+    @property
+    def tie_embeddings(self) -> bool:
+        return self.decoder.tie_embeddings
+
+    @property
+    def dtype(self) -> str:
+        return self.decoder.dtype
+
+
+AnyConfig = LanguageConfig | VivitConfig | CaptionerConfig
+
+
+def with_kv_heads(config: Any, n_kv_heads: int) -> Any:
+    """The same model with another number of key-value heads."""
+    if isinstance(config, CaptionerConfig):
+        return dataclasses.replace(config, decoder=with_kv_heads(config.decoder, n_kv_heads))
+    return dataclasses.replace(config, n_kv_heads=n_kv_heads)
+
+
+def with_dtype(config: Any, dtype: str) -> Any:
+    """The same model, its weights stored in `dtype`."""
+    if isinstance(config, CaptionerConfig):
+        parts = {"encoder": with_dtype(config.encoder, dtype), "decoder": with_dtype(config.decoder, dtype)}
+        return dataclasses.replace(config, **parts)
+    return type(config).from_dict({**config.to_dict(), "dtype": dtype})

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import modicum
-from modicum import api
 from modicum.core.cache import KVCache
 from modicum.decode import batch
 from modicum.decode.random import Purpose, uniforms, uniforms_by_place
 from modicum.errors import UsageError
+from modicum.speculative import generate
 from modicum.speculative.drafters.drawing import Drawing
 from modicum.speculative.drafters.model import ModelDrafter
 from modicum.speculative.drafters.ngram import NgramDrafter
@@ -86,7 +86,7 @@ def enumerated(
         return numbers[chosen[keys[:, None], at.clamp(max=length - 1)]]
 
     monkeypatch.setattr(batch, "uniforms_by_place", by_place)
-    monkeypatch.setattr(api, "stream_keys", lambda seed, n: list(range(n)))
+    monkeypatch.setattr(generate, "stream_keys", lambda seed, n: list(range(n)))
     given = [prompt] * len(combinations)
     out = modicum.generate(
         target, given, draft=draft, num_draft_tokens=k, max_new_tokens=length, k_invariant=True, **call

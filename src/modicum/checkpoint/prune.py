@@ -7,16 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from modicum.checkpoint.hf import NativeTensors, stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint
-from modicum.checkpoint.native import read_config
+from modicum.checkpoint.native import changed_checkpoint, read_config, read_tensors
 from modicum.checkpoint.record import RECORD, Record
-from modicum.config import EncoderDecoderConfig, VivitConfig
+from modicum.config import CaptionerConfig, DecoderConfig, VivitConfig
 from modicum.errors import UsageError
 
 
 def keep_layers(ckpt: Checkpoint, layers: Sequence[int]) -> Checkpoint:
-    """The same language model with these layers only, counted from 0, in this order; of a T5 those of its decoder.
+    """The same language model with these layers only, counted from 0, in this order; those of a decoder beside an encoder.
 
     Embeddings, final norm and head stay. Tensors are read when they are asked for.
 
@@ -24,7 +23,7 @@ def keep_layers(ckpt: Checkpoint, layers: Sequence[int]) -> Checkpoint:
         UsageError: a layer that the model does not have, one named twice or out of order, none, or a ViViT.
         CheckpointError: the checkpoint is of another family, or damaged.
     """
-    config: Any = read_config(ckpt.config)
+    config = read_config(ckpt.config)
     if isinstance(config, VivitConfig):
         raise UsageError("the checkpoint is a ViViT, whose layers cannot be left out: give a language model")
     held, kept = config.n_layers, list(layers)
@@ -32,14 +31,20 @@ def keep_layers(ckpt: Checkpoint, layers: Sequence[int]) -> Checkpoint:
         raise UsageError(
             f"layers {', '.join(map(str, kept)) or 'none'} cannot be kept: name some of 0 to {held - 1}, each once, in order"
         )
+    stack = "blocks" if isinstance(config, DecoderConfig) else "decoder.blocks"
+    tensors = KeptTensors(read_tensors(ckpt, config), stack, kept)
+    files = {**ckpt.files, RECORD: Record.of(ckpt.files).pruned(kept)}
+    return changed_checkpoint(ckpt, with_layers(config, kept), tensors, files)
+
+
+def with_layers(config: Any, kept: list[int]) -> Any:
+    """The same model with these layers."""
+    if isinstance(config, CaptionerConfig):
+        return replace(config, decoder=with_layers(config.decoder, kept))
     changes: dict[str, Any] = {"n_layers": len(kept)}
     if getattr(config, "windows", ()):
         changes["windows"] = tuple(config.windows[layer] for layer in kept)
-    new = replace(config, **changes)
-    stack = "decoder.blocks" if isinstance(config, EncoderDecoderConfig) else "blocks"
-    tensors = KeptTensors(NativeTensors(ckpt.state_dict, config), stack, kept)
-    files = {**ckpt.files, RECORD: Record.of(ckpt.files).pruned(kept)}
-    return Checkpoint(stock_config(new, ckpt.config), to_stock(tensors, new), files)
+    return replace(config, **changes)
 
 
 class KeptTensors(Mapping[str, Tensor]):

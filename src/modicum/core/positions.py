@@ -123,6 +123,14 @@ def _yarn_magnitude(config: RopeConfig) -> float:
     return magnitude(1.0)
 
 
+def sinusoids(positions_L: Tensor, dim: int) -> Tensor:
+    """Sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi (1706.03762, section 3.5): float32 [L, dim]."""
+    half = (dim + 1) // 2
+    rates = 10000.0 ** -(torch.arange(half, device=positions_L.device).float() / max(1, half - 1))
+    angles_LR = positions_L[:, None].float() * rates
+    return torch.cat([angles_LR.sin(), angles_LR.cos()], dim=-1)[:, :dim]
+
+
 class RelativeBias(nn.Module):
     """T5's relative positions (1910.10683, section 2.1): a learned number per head and distance, added to the scores.
 

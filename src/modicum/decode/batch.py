@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ from modicum.decode.text import RowText
 class Request:
     """One prompt and everything that decides its continuation.
 
-    `prompt` is what the written text begins with. A model that reads one text and writes another begins with its start
-    token, and reads `source`.
+    `prompt` is what the written text begins with. `source` is what a model reads that writes about something: the token ids
+    of a text, or what an encoder made of a clip, [M, D].
     """
 
     index: int  # place in the caller's list
     prompt: list[int]
-    source: list[int] | None = None
+    source: Any = None
     key: int  # of its random stream
     params: SamplingParams
     max_total: int  # tokens at which it ends: prompt + max_new_tokens, or the context
@@ -158,7 +159,7 @@ class Batch:
         self.last_B1 = self.tokens_BM.gather(1, self.lengths_B[:, None] - 1)
 
     @property
-    def sources(self) -> list[list[int]]:
+    def sources(self) -> list[Any]:
         """What each row's model reads before it writes; none for models that only continue."""
         return [row.request.source for row in self.rows if row.request.source is not None]
 

@@ -66,7 +66,7 @@ Observe = Callable[[Tensor, Tensor, list[int]], None]
 
 def open_cache(
     model: Any,
-    sources: list[list[int]],
+    sources: list[Any],
     tokens_BM: Tensor,
     counts: list[int],
     capacity: int,

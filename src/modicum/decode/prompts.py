@@ -42,13 +42,18 @@ def encode_prompts(model: Any, prompts: Any) -> list[list[int]]:
 
 
 def reads_apart(model: Any) -> bool:
-    """Whether a model reads one text, by `read`, and writes another."""
+    """Whether a model reads something as a whole, by `read`, and writes about it."""
     return hasattr(model, "read")
+
+
+def reads_video(model: Any) -> bool:
+    """Whether that is a clip; what it writes then begins with a prompt, as the text of other models does."""
+    return getattr(model, "reads_video", False)
 
 
 def beginning(model: Any, ids: list[int]) -> tuple[list[int], list[int] | None]:
     """What a model's text begins with, given the ids of a prompt, and what it reads apart from that."""
-    return ([model.config.decoder_start_id], ids) if reads_apart(model) else (ids, None)
+    return model.beginning(ids) if hasattr(model, "beginning") else (ids, None)
 
 
 def limit_of(model: Any, index: int, prompt: list[int], max_new_tokens: int) -> int:
@@ -131,7 +136,7 @@ def form_batches(requests: list[Request], target: Any, max_rows: int | None) -> 
     """Rows of similar length together, as many as fit, at most `max_rows`. What a row becomes does not depend on it."""
     most = min(MAX_ROWS, max_rows or MAX_ROWS)
     batches: list[list[Request]] = []
-    for request in sorted(requests, key=lambda r: (r.max_total, len(r.source or r.prompt)), reverse=True):
+    for request in sorted(requests, key=lambda r: (r.max_total, read_by(r) or len(r.prompt)), reverse=True):
         if batches and fits(request, batches[-1], most, target):
             batches[-1].append(request)
         else:
@@ -139,10 +144,15 @@ def form_batches(requests: list[Request], target: Any, max_rows: int | None) -> 
     return batches
 
 
+def read_by(request: Request) -> int:
+    """Slots of what it reads apart from its text."""
+    return 0 if request.source is None else len(request.source)
+
+
 def fits(request: Request, batch: list[Request], most: int, target: Any) -> bool:
     """Whether one more row may join a batch, whose first row is its longest."""
     if not target.ragged and len(request.prompt) != len(batch[0].prompt):
         return False
-    longest = max(len(r.source or ()) for r in (*batch, request))
+    longest = max(read_by(r) for r in (*batch, request))
     n_bytes = (len(batch) + 1) * (batch[0].max_total + longest) * target.cache_bytes_per_token
     return len(batch) < most and n_bytes <= MAX_CACHE_BYTES

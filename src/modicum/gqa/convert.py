@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modicum.checkpoint.hf import stock_config, to_stock
 from modicum.checkpoint.io import Checkpoint
-from modicum.checkpoint.native import read_tensors
-from modicum.checkpoint.vivit_folder import stored_labels, vivit_checkpoint
-from modicum.config import LanguageConfig, VivitConfig, nearest
+from modicum.checkpoint.native import changed_checkpoint, read_tensors
+from modicum.config import AnyConfig, VivitConfig, nearest, with_kv_heads
 from modicum.errors import CheckpointError, UsageError
 from modicum.gqa.align import aligned_layer, balanced, permuted, query_order
 from modicum.gqa.grouping import best_order, pair_costs
@@ -20,7 +18,6 @@ from modicum.gqa.heads import AttentionWeights, Place, cast, in_one_order, names
 from modicum.gqa.merge import merged_layer
 from modicum.gqa.statistics import LayerStatistics
 
-AnyConfig = LanguageConfig | VivitConfig
 # A conversion of the paper's: a layer's weights, the new number of key-value heads, a seed of its own -> weights.
 Method = Callable[[AttentionWeights, int, int], AttentionWeights]
 CALIBRATED = ("aligned", "merged")
@@ -31,7 +28,7 @@ def convert_checkpoint(ckpt: Checkpoint, config: AnyConfig, n_kv_heads: int, met
     """The same checkpoint with fewer key-value heads. Tensors are made when they are asked for, one layer at a time.
 
     Args:
-        ckpt, config: of a native family, or a ViViT; multi-head or grouped already. Whoever calls has checked them.
+        ckpt, config: of a native family, a ViViT or a captioner; multi-head or grouped already. Whoever calls has checked.
         n_kv_heads: must divide the checkpoint's own number.
         method: mean (the paper's choice: keys and values of a group are averaged), first (the group's first head), random
             (normal, with the standard deviation of the weights that it replaces), and with heads grouped by what they lose:
@@ -41,12 +38,8 @@ def convert_checkpoint(ckpt: Checkpoint, config: AnyConfig, n_kv_heads: int, met
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
-    new: Any = replace(config, n_kv_heads=n_kv_heads)
-    converted = ConvertedTensors(read_tensors(ckpt, config), config, new, method, seed)
-    if isinstance(config, VivitConfig):
-        labels = stored_labels(ckpt.config, config.num_classes)
-        return vivit_checkpoint(new, converted, labels, ckpt.config, ckpt.files)
-    return Checkpoint(stock_config(new, ckpt.config), to_stock(converted, new), ckpt.files)
+    new: Any = with_kv_heads(config, n_kv_heads)
+    return changed_checkpoint(ckpt, new, ConvertedTensors(read_tensors(ckpt, config), config, new, method, seed))
 
 
 def check_convertible(ckpt: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from modicum.config import DecoderConfig, EncoderDecoderConfig, LanguageConfig, VivitConfig
+from modicum.config import AnyConfig, CaptionerConfig, DecoderConfig, EncoderDecoderConfig
 
 
 @dataclass
@@ -65,9 +65,15 @@ class Place:
         return self.prefix.endswith(".cross")
 
 
-def places(config: LanguageConfig | VivitConfig) -> Iterator[Place]:
-    """Every attention layer whose keys and values may be shared, in order: of T5 the decoder's, as in the paper."""
+def places(config: AnyConfig) -> Iterator[Place]:
+    """Every attention layer whose keys and values may be shared, in order: of T5 and captioners the decoder's, as in the
+    paper."""
     c = config
+    if isinstance(c, CaptionerConfig):
+        for i, place in enumerate(places(c.decoder)):
+            yield replace(place, prefix=f"decoder.{place.prefix}")
+            yield Place(f"decoder.blocks.{i}.cross", c.n_heads, c.n_kv_heads)
+        return
     if isinstance(c, EncoderDecoderConfig):
         for i in range(c.n_layers):
             table = "decoder.relative.weight"

@@ -8,12 +8,12 @@ original makes of its own; both begin at the closed forms, and stay only if the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modicum.config import with_kv_heads
 from modicum.core.attention import Attention
 from modicum.gqa.align import permuted, query_order
 from modicum.gqa.calibrate import Call, Recorder, Walk, call_of, collect, log_probabilities, spread, statistics_of
@@ -71,7 +71,7 @@ def convert_model(
 def shell_of(model: Any, n_kv_heads: int) -> Any:
     """A model of the same kind with fewer key-value heads, without memory for its weights."""
     with torch.device("meta"):
-        return type(model)(replace(model.config, n_kv_heads=n_kv_heads))
+        return type(model)(with_kv_heads(model.config, n_kv_heads))
 
 
 def converted_tensors(model: Any) -> dict[str, Tensor]:

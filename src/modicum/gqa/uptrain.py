@@ -24,7 +24,7 @@ from modicum.checkpoint.io import check_goal, read_checkpoint
 from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer
-from modicum.config import EncoderDecoderConfig, VivitConfig
+from modicum.config import CaptionerConfig, EncoderDecoderConfig, VivitConfig
 from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_method
 from modicum.gqa.heads import places
@@ -131,6 +131,8 @@ class Uptraining:
         config = read_config(self.checkpoint.config)
         if isinstance(config, VivitConfig):
             raise UsageError(f"{source} is a ViViT, and uptraining reads text: train it on its videos instead")
+        if isinstance(config, CaptionerConfig):
+            raise UsageError(f"{source} is a captioner, and uptraining reads text: train it on its clips instead")
         self.config, self.t5 = config, isinstance(config, EncoderDecoderConfig)
         self.kv_heads = config.n_kv_heads if settings.control else int(settings.kv_heads or 0)
         check(config, self.kv_heads)

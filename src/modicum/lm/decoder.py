@@ -1,11 +1,13 @@
 """The decoder-only language model behind every native family."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from modicum.config import DecoderConfig
 from modicum.core.attend import visibility
-from modicum.core.attention import AttentionConfig
+from modicum.core.attention import AttentionConfig, Context
 from modicum.core.block import Block, norm
 from modicum.core.cache import KVCache
 from modicum.core.linear import Linear
@@ -19,15 +21,17 @@ class Decoder(LanguageModel):
 
     `model(ids)` scores a whole text. `model(ids, cache)` scores tokens that follow what the cache holds; it writes their
     keys and values but does not advance the cache: whoever calls decides how many of them to keep (`cache.commit`).
+
+    With `context_dim`, the width of what it reads besides, every block has cross-attention, and `hidden` is given contexts.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, context_dim: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         self.positions = None if config.rope else nn.Embedding(config.max_seq_len, config.dim)
         self.rope = Rope(config.rope) if config.rope else None
-        self.blocks = nn.ModuleList(decoder_block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(decoder_block(config, layer, context_dim) for layer in range(config.n_layers))
         self.norm = norm(config.norm, config.dim, config.norm_eps)
         self.head = Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -48,10 +52,19 @@ class Decoder(LanguageModel):
             x_BLD = x_BLD.gather(1, at_BN[..., None].expand(-1, -1, x_BLD.shape[-1]))
         return self.score(x_BLD)
 
-    def hidden(self, ids_BL: Tensor, cache: KVCache | None = None, *, n_layers: int | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids_BL: Tensor,
+        cache: KVCache | None = None,
+        *,
+        n_layers: int | None = None,
+        contexts: Sequence[Context] | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
         """What the head reads: the last block's output after the final norm, [B, L, D].
 
-        With `n_layers` the output of so many blocks instead; only their part of the cache is read and written.
+        With `n_layers` the output of so many blocks instead; only their part of the cache is read and written. `contexts`
+        hold what cross-attention reads, one per layer that runs; `context_mask` hides slots of them, as in `core.attend`.
         """
         L = ids_BL.shape[1]
         if cache is None:
@@ -66,9 +79,12 @@ class Decoder(LanguageModel):
         rotate = self.rope(positions_BL, x_BLD.dtype) if self.rope is not None else None
         n_slots = L if cache is None else cache.n_slots(L)
         masks = {window: causality(positions_BL, n_slots, window, cache, x_BLD.dtype) for window in set(self.windows)}
-        for block, window in zip(self.blocks, self.windows[:n_layers], strict=False):
+        for layer, (block, window) in enumerate(zip(self.blocks, self.windows[:n_layers], strict=False)):
             mask, causal = masks[window]
-            x_BLD = block(x_BLD, rotate=rotate, mask=mask, causal=causal, cache=cache, positions_BL=positions_BL)
+            read = {} if contexts is None else {"context": contexts[layer], "context_mask": context_mask}
+            x_BLD = block(
+                x_BLD, rotate=rotate, mask=mask, causal=causal, cache=cache, positions_BL=positions_BL, **read
+            )
         return self.norm(x_BLD)
 
     def score(self, x_BLD: Tensor) -> Tensor:
@@ -83,7 +99,7 @@ class Decoder(LanguageModel):
             )
 
 
-def decoder_block(config: DecoderConfig, layer: int) -> Block:
+def decoder_block(config: DecoderConfig, layer: int, context_dim: int | None = None) -> Block:
     """One layer of a decoder; `layer` is its place in the cache."""
     attention = AttentionConfig(
         dim=config.dim,
@@ -104,6 +120,7 @@ def decoder_block(config: DecoderConfig, layer: int) -> Block:
         gated=config.gated,
         ffn_bias=config.ffn_bias,
         parallel=config.parallel,
+        context_dim=context_dim,
     )
 
 

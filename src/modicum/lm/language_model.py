@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -67,12 +68,7 @@ class LanguageModel(Packable):
         """
         if self._fingerprint is not None:  # packed weights no longer change
             return self._fingerprint
-        state = self.dense_state()
-        samples = [sampled(state[name]).to(torch.bfloat16) for name in sorted(state)]
-        described = {key: value for key, value in self.config.to_dict().items() if key != "dtype"}
-        result = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-        result.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
-        return result.hexdigest()
+        return fingerprint_of(self.config.to_dict(), self.dense_state())
 
     def dense_state(self) -> dict[str, Tensor]:
         """The state dict as if never packed; a tied head is left out."""
@@ -80,6 +76,20 @@ class LanguageModel(Packable):
         if self.config.tie_embeddings:
             state.pop("head.weight", None)
         return state
+
+
+def fingerprint_of(config: dict[str, Any], state: Mapping[str, Tensor]) -> str:
+    """A hash of a configuration and a sample of every tensor, in bfloat16, whatever dtype they are in."""
+    samples = [sampled(state[name]).to(torch.bfloat16) for name in sorted(state)]
+    result = hashlib.sha256(json.dumps(without_dtype(config), sort_keys=True).encode())
+    result.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
+    return result.hexdigest()
+
+
+def without_dtype(config: dict[str, Any]) -> dict[str, Any]:
+    """The same description of a model, and of those it is made of, but for what its weights are stored in."""
+    parts = ((key, without_dtype(value) if isinstance(value, dict) else value) for key, value in config.items())
+    return {key: value for key, value in parts if key != "dtype"}
 
 
 def sampled(tensor: Tensor, most: int = 64) -> Tensor:

@@ -187,7 +187,7 @@ def time_calls(model: Any, rows: int, tokens: list[int]) -> dict[int, float]:
     """
     cache = model.new_cache(rows, CONTEXT + max(tokens))
     if hasattr(model, "read"):
-        model.read([[0] * CONTEXT] * rows, cache)
+        model.read([model.sample_source()] * rows, cache)
     ids_BL = torch.zeros(rows, max(CONTEXT, *tokens), dtype=torch.int64, device=model.device)
     context = min(CONTEXT, model.config.max_seq_len - max(tokens))
     if context > 0:

@@ -13,7 +13,7 @@ from modicum.checkpoint.io import read_checkpoint
 from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer
-from modicum.config import EncoderDecoderConfig, VivitConfig
+from modicum.config import CaptionerConfig, EncoderDecoderConfig, VivitConfig
 from modicum.errors import UsageError
 from modicum.train.dropout import add_dropout
 from modicum.train.loop import Training, check_fresh, console
@@ -137,6 +137,8 @@ class FineTuning:
         config = read_config(self.checkpoint.config)
         if isinstance(config, VivitConfig):
             raise UsageError(f"{source} is a ViViT, and pairs are text: give a language model as model.source")
+        if isinstance(config, CaptionerConfig):
+            raise UsageError(f"{source} is a captioner, and pairs are text: give a language model as model.source")
         self.config, self.t5 = config, isinstance(config, EncoderDecoderConfig)
         if recipe.model.dropout and not self.t5:
             raise UsageError(

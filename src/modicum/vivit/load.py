@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modicum.checkpoint.scenic import read_scenic
 from modicum.config import Variant, VivitConfig
-from modicum.errors import CheckpointError
+from modicum.core.weights import fill
 from modicum.vivit.model import Vivit
 
 
@@ -23,23 +23,7 @@ def assemble(
     """
     with torch.device("meta"):
         model = Vivit(config)
-    shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-    for name, tensor in tensors:
-        shape = shapes.pop(name, None)
-        if shape is None or tensor.shape != shape:
-            required = "nothing of that name" if shape is None else f"{list(shape)}"
-            raise CheckpointError(
-                f"the checkpoint's `{name}` has shape {list(tensor.shape)} and its configuration requires {required}: "
-                "weights and configuration must belong together"
-            )
-        owner, _, leaf = name.rpartition(".")
-        weight = torch.empty(shape, dtype=dtype, device=device).copy_(tensor)
-        model.get_submodule(owner).register_parameter(leaf, nn.Parameter(weight))
-    if shapes:
-        more = f" and {len(shapes) - 1} more" if len(shapes) > 1 else ""
-        raise CheckpointError(
-            f"the checkpoint lacks `{next(iter(shapes))}`{more}: weights and configuration must belong together"
-        )
+    fill(model, tensors, device, dtype)
     return model.eval()
 
 

@@ -1,7 +1,7 @@
 """ViViT (2103.15691): the four models as one module, told apart by `VivitConfig.variant`."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,8 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(*x.shape[:-2], 1, -1), x], dim=-2)
-        x = x + self.positions
+        # Of fewer frames than there are positions, the first ones; whoever calls has checked that there are not more.
+        x = x + self.positions[..., : x.shape[-2], :]
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
@@ -178,6 +179,44 @@ class Vivit(Packable):
                 f"{self.config.kept_frames} frames"
             )
         return self._logits(self._encode_clip(frames_BTD))
+
+    def tokens(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame vectors [B, T, D] and patches [B, T, S, D], as in `Features`.
+
+        A factorized encoder takes any number of frames.
+
+        Raises:
+            UsageError: a video of another shape.
+        """
+        sampled = self.config.sampled_frames
+        self._check(video, any_length=self.factorized_encoder and sampled is None)
+        if sampled is not None:
+            video = video[:, sampled_indices(self.config.num_frames, sampled)]
+        if self.factorized_encoder:
+            return self._encode_frames(video)
+        frames_BTD, patches_BTSD, _ = self._encode(video)
+        return frames_BTD, patches_BTSD
+
+    def over_time(self, frames_BTD: Tensor) -> Tensor:
+        """Frame vectors that have seen each other, through a factorized encoder's temporal layers if it has some, else the
+        same: [B, T, D].
+
+        Raises:
+            UsageError: more vectors than the temporal encoder has positions for.
+        """
+        if self.temporal is None:
+            return frames_BTD
+        if frames_BTD.shape[1] > self.config.grid[0]:
+            raise UsageError(
+                f"{frames_BTD.shape[1]} frame vectors are more than the temporal encoder's {self.config.grid[0]} positions: "
+                f"give at most {self.config.kept_frames} frames"
+            )
+        return self._pool(self.temporal(frames_BTD))[1]
+
+    def without_head(self) -> Self:
+        """Leave out what names classes, for those who read `tokens`. Returns the model."""
+        self.head = self.pre_logits = None  # type: ignore[assignment]
+        return self
 
     def _require_factorized_encoder(self) -> None:
         if not self.factorized_encoder:

@@ -12,7 +12,7 @@ from modicum.errors import CheckpointError, UsageError
 from modicum.speculative.drafters.features import FeaturesDrafter, FeaturesNetwork
 from modicum.speculative.drafters.heads import HeadsDrafter, HeadsNetwork
 from modicum.speculative.drafters.parallel import ParallelDrafter, ParallelNetwork
-from modicum.speculative.drafters.trained import DrafterConfig, Network, TrainedDrafter
+from modicum.speculative.drafters.trained import DrafterConfig, Network, TrainedDrafter, decoder_of
 
 MODEL_TYPE = "modicum-drafter"
 KINDS: dict[str, tuple[type[Network], type[TrainedDrafter]]] = {
@@ -70,7 +70,8 @@ def new_network(target: Any, kind: str, num_draft_tokens: int, n_layers: int = 1
         UsageError: the target was packed for inference, so that its weights cannot be read.
     """
     refuse_training(target)
-    shape = dataclasses.replace(target.config, dtype="float32")
+    decoder = decoder_of(target)
+    shape = dataclasses.replace(decoder.config, dtype="float32")
     config = DrafterConfig(
         kind=kind,  # type: ignore[arg-type]
         num_draft_tokens=num_draft_tokens,
@@ -81,5 +82,5 @@ def new_network(target: Any, kind: str, num_draft_tokens: int, n_layers: int = 1
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = KINDS[kind][0](config)
-        network.begin(target)
+        network.begin(decoder)
     return network

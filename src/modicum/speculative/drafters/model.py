@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modicum.decode.batch import Batch
 from modicum.decode.loop import PREFILL_CHUNK, open_cache
-from modicum.decode.prompts import reads_apart
+from modicum.decode.prompts import reads_apart, reads_video
 from modicum.errors import UsageError
 from modicum.speculative.drafters.base import Draft
 from modicum.speculative.drafters.drawing import Drawing
@@ -26,10 +26,14 @@ class ModelDrafter:
     def check(self, target: Any) -> None:
         if not self.model.ragged:
             self.model.check_speculation()
-        if reads_apart(self.model) != reads_apart(target):
+        # Behind the prompt of a caption a text goes on as any text does, and a draft may do without the clip.
+        blind = reads_video(target) and not reads_apart(self.model)
+        if kind_of(self.model) != kind_of(target) and not blind:
             raise UsageError(
-                f"the draft {_kind(self.model)} and the target {_kind(target)}: choose a draft of the target's kind"
+                f"the draft {kind_of(self.model)} and the target {kind_of(target)}: choose a draft of the target's kind"
             )
+        if hasattr(self.model, "check_sources_of"):
+            self.model.check_sources_of(target)
         ours, theirs = self.model.tokenizer, target.tokenizer
         if ours is None or theirs is None:
             return  # token ids are the caller's own
@@ -41,9 +45,8 @@ class ModelDrafter:
 
     def start(self, batch: Batch, capacity: int) -> None:
         counts = [length - 1 for length in batch.lengths]
-        last = self.model.config.vocab_size - 1
-        sources = [[min(token, last) for token in source] for source in batch.sources]
-        self.cache = open_cache(self.model, sources, self._readable(batch.tokens_BM), counts, capacity)
+        ids_BM = self._readable(batch.tokens_BM)
+        self.cache = open_cache(self.model, self._sources(batch), ids_BM, counts, capacity)
         self.read = counts  # tokens in the cache, per row
 
     def propose(self, batch: Batch, allowed: list[int], noise_BNP: Tensor | None) -> Draft:
@@ -108,10 +111,20 @@ class ModelDrafter:
         self.read = [read + n_tokens for read in self.read]
         self.cache.commit(n_tokens, self.read)
 
+    def _sources(self, batch: Batch) -> list[Any]:
+        """What it reads of each row apart from the text, if it does."""
+        if not reads_apart(self.model):
+            return []
+        if reads_video(self.model):
+            return batch.sources
+        last = self.model.config.vocab_size - 1
+        return [[min(token, last) for token in source] for source in batch.sources]
+
     def _readable(self, ids: Tensor) -> Tensor:
         """Ids that only the target's larger table has, as the draft's last: a poor guess, but still only a guess."""
         return ids.clamp(max=self.model.config.vocab_size - 1)
 
 
-def _kind(model: Any) -> str:
-    return "reads one text and writes another" if reads_apart(model) else "only continues text"
+def kind_of(model: Any) -> str:
+    """What a model does."""
+    return getattr(model, "kind", "only continues text")

@@ -107,12 +107,8 @@ class TrainedDrafter:
 
     def check(self, target: Any) -> None:
         """Raise UsageError if `target` has another shape; warn if it has other weights: then few tokens are accepted."""
-        if not isinstance(target, Decoder):
-            raise UsageError(
-                f"a trained drafter works inside a native decoder-only target, and this one is {type(target).__name__}: "
-                "choose another draft"
-            )
-        wanted, held = (replace(config, dtype="float32") for config in (self.config.target, target.config))
+        decoder = decoder_of(target)
+        wanted, held = (replace(config, dtype="float32") for config in (self.config.target, decoder.config))
         if wanted != held:
             raise UsageError(
                 f"the draft was trained for {described(wanted)} and the target is {described(held)}: "
@@ -124,8 +120,8 @@ class TrainedDrafter:
                 "may be accepted",
                 stacklevel=2,
             )
-        self.target = target
-        self._follow(target.embed.weight)
+        self.target = decoder
+        self._follow(decoder.embed.weight)
 
     def _follow(self, like: Tensor) -> None:
         """Be where the target is, in its dtype. What was loaded stays as it is, for other targets and to be saved."""
@@ -143,6 +139,21 @@ class TrainedDrafter:
         return KVCache(*shape, dtype=like.dtype, device=like.device)
 
 
+def decoder_of(target: Any) -> Decoder:
+    """What writes a target's text: itself, or of a captioner its decoder.
+
+    Raises:
+        UsageError: another kind of model.
+    """
+    decoder = getattr(target, "decoder", target)
+    if not isinstance(decoder, Decoder):
+        raise UsageError(
+            f"a trained drafter works inside a native decoder-only target, and this one is {type(target).__name__}: "
+            "choose another draft"
+        )
+    return decoder
+
+
 def last_of(made_BLD: Tensor, counts_B: Tensor, before_BD: Tensor) -> Tensor:
     """Of each row the last of its first `counts_B[b]` states, [B, D]; what it had before where that is none."""
     last_B11 = (counts_B - 1).clamp(min=0)[:, None, None]
@@ -156,6 +167,7 @@ def described(config: DecoderConfig) -> str:
 
 @torch.no_grad()
 def copy_weights(module: nn.Module, source: nn.Module) -> None:
-    """Give `module` the weights of another of the same shapes."""
-    for ours, theirs in zip(module.parameters(), source.parameters(), strict=True):
-        ours.copy_(theirs)
+    """Give `module` the weights of another that has all of its parameters, and in a captioner's layer cross-attention."""
+    theirs = dict(source.named_parameters())
+    for name, ours in module.named_parameters():
+        ours.copy_(theirs[name])
