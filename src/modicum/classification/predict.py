@@ -1,6 +1,6 @@
 """From videos to labels: views read and cropped, logits averaged, the best classes named."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -129,24 +129,28 @@ def classify_files(
     The next file is decoded while the model looks at this one.
     """
     model.for_inference()
+    for views in read_ahead(paths, lambda path: read_views(path, model.config, protocol)):
+        if isinstance(views, VideoError):
+            yield views
+        else:
+            yield best(logits_of(model, views, protocol.batch), model.labels, protocol.top), views
 
-    def views(path: str | Path) -> Tensor:
-        return read_views(path, model.config, protocol)
 
-    with ThreadPoolExecutor(max_workers=1) as decoder:
+def read_ahead(paths: Iterable[str | Path], read: Callable[[str | Path], Tensor]) -> Iterator[Tensor | VideoError]:
+    """What `read` makes of each file, or why it could not; the next is read while the caller looks at this one."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
         ahead: Future[Tensor] | None = None
         for path in paths:
-            coming = decoder.submit(views, path)
+            coming = reader.submit(read, path)
             if ahead is not None:
-                yield _predicted(model, ahead, protocol)
+                yield _result(ahead)
             ahead = coming
         if ahead is not None:
-            yield _predicted(model, ahead, protocol)
+            yield _result(ahead)
 
 
-def _predicted(model: Any, views: Future[Tensor], protocol: Protocol) -> tuple[Predictions, Tensor] | VideoError:
+def _result(reading: Future[Tensor]) -> Tensor | VideoError:
     try:
-        clips = views.result()
+        return reading.result()
     except VideoError as error:
         return error
-    return best(logits_of(model, clips, protocol.batch), model.labels, protocol.top), clips
