@@ -17,6 +17,8 @@ from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.objective import CausalLM
+from modicum.train.captions.recipe import CaptionRecipe, is_captioning
+from modicum.train.captions.run import CaptionTraining
 from modicum.train.drafting import DraftRecipe, DraftTraining, is_drafting
 from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
 from modicum.train.loop import Training, check_fresh, console
@@ -40,8 +42,10 @@ def train(
         CheckpointError: `resume` without a saved state.
     """
     values, name = read_values(Path(recipe_path), list(overrides or [])), Path(recipe_path).stem
-    run: Run | FineTuning | DraftTraining | VideoTraining
-    if is_video(values):
+    run: Run | FineTuning | DraftTraining | VideoTraining | CaptionTraining
+    if is_captioning(values):
+        run = CaptionTraining(CaptionRecipe.from_dict(values), name, expectation(Path(recipe_path)))
+    elif is_video(values):
         run = VideoTraining(VideoRecipe.from_dict(values), name, expectation(Path(recipe_path)))
     elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError(f"{name} is no video recipe, and others train in one process: run it without torchrun")

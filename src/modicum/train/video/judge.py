@@ -124,7 +124,7 @@ class Judge:
         model.eval()
         tally = _Tally(self.dataset.heads)
         broken: dict[str, str] = {}
-        for group in self._groups(broken):
+        for group in self.groups(broken):
             logits = self._logits(model, [views for _, views in group], bf16)
             targets_BE = torch.tensor([self.dataset.samples[index].targets for index, _ in group])
             tally.add(logits, targets_BE)
@@ -138,7 +138,7 @@ class Judge:
             )
         return figures
 
-    def _groups(self, broken: dict[str, str]) -> Iterator[list[tuple[int, Tensor]]]:
+    def groups(self, broken: dict[str, str]) -> Iterator[list[tuple[int, Tensor]]]:
         """Videos of this process, as many together as make a batch of clips, while the next are read."""
         loader: DataLoader[Any] = DataLoader(
             self.views,

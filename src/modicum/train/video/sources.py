@@ -58,6 +58,16 @@ def read_videos(data: VideosSection) -> tuple[VideoDataset, VideoDataset]:
         raise UsageError(f"{training.name} has captions and no classes, which a classifier needs: give another format")
     # The classes of one are those of the other, in the same order.
     held_out = read_dataset(data.format, annotations, root, split=data.held_out, labels=training.labels)
+    check_apart(training, held_out)
+    return training, held_out
+
+
+def check_apart(training: VideoDataset, held_out: VideoDataset) -> None:
+    """Refuse to judge by what is trained on.
+
+    Raises:
+        UsageError: a video is in both.
+    """
     shared = {(s.path, s.start, s.end, s.first) for s in training.samples} & {
         (s.path, s.start, s.end, s.first) for s in held_out.samples
     }
@@ -66,4 +76,3 @@ def read_videos(data: VideosSection) -> tuple[VideoDataset, VideoDataset]:
             f"{len(shared)} videos are both trained on and held out, such as {next(iter(shared))[0]}: give data.held_out "
             "another split, or data.held_out_annotations another file"
         )
-    return training, held_out

@@ -33,7 +33,7 @@ FPS = 25
 SETTINGS = "settings.json"
 CAPTIONS = "captions.json"
 # To be raised with every change of what the same settings draw.
-_VERSION = 1
+_VERSIONS = {"classes": 1, "captions": 2}
 # x264's macroblock tree takes quality from what moves, and differs from run to run with pictures this small.
 _CODING = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
 # Below this many clips, starting processes takes longer than it saves.
@@ -156,7 +156,7 @@ def _scene(clip: _Clip, seed: int) -> tuple[Scene, np.random.Generator]:
 def _msrvtt(captioned: Sequence[tuple[_Clip, str]], seconds: float) -> dict[str, Any]:
     names = [Path(clip.path).stem for clip, _ in captioned]
     return {
-        "info": {"description": "Synthetic scenes with exact captions", "version": str(_VERSION)},
+        "info": {"description": "Synthetic scenes with exact captions", "version": str(_VERSIONS["captions"])},
         "videos": [
             {
                 "id": i,
@@ -190,7 +190,7 @@ def _settings(
         raise UsageError(f"{bad[0]!r} cannot be the name of a split: it becomes a folder's")
     return {
         "made_by": f"modicum {kind}",
-        "version": _VERSION,
+        "version": _VERSIONS[kind],
         "sizes": dict(sizes),
         "num_frames": num_frames,
         "side": side,

@@ -16,7 +16,9 @@ RGB = {
     "white": (240, 240, 240),
 }
 _STEPS = {"moves left": (0, -1), "moves right": (0, 1), "moves up": (-1, 0), "moves down": (1, 0)}
-# Three objects side by side take 3.24 diameters with the gaps between them.
+# Events happen in the part of the frame that the usual central crop shows, 224 of 256 pixels, whoever reads the clip.
+_ROOM = 224 / 256
+# In parts of that. Three objects side by side take 3.24 diameters with the gaps between them.
 _RADII, _GAP = (0.125, 0.145), 1.12
 _TRAVEL = (0.32, 0.45)
 _SMALL, _FAINT = 0.45, 0.1
@@ -44,7 +46,7 @@ def render(scene: Scene, generator: np.random.Generator, num_frames: int, side: 
 
 def _paint(canvas: Canvas, event: Event, first: int, n: int) -> None:
     """Paint an event's objects onto frames `first` ... `first + n - 1`."""
-    generator, side = canvas.generator, canvas.side
+    generator, side = canvas.generator, canvas.side * _ROOM
     largest = side * generator.uniform(*_RADII)
     radius_T, opacity_T, path_T2 = np.full(n, largest), np.ones(n), np.zeros((n, 2))
     if event.motion in _STEPS:
@@ -60,10 +62,11 @@ def _paint(canvas: Canvas, event: Event, first: int, n: int) -> None:
     colour = np.array(RGB[event.colour]) * generator.uniform(0.88, 1)
     texture = 1 + generator.uniform(0.05, 0.12) * TEXTURES[generator.integers(len(TEXTURES))]
     for centre_2 in _places(generator, event, largest, np.ptp(path_T2, axis=0), side):
-        canvas.paint(event.shape, texture, colour, centre_2 + path_T2, radius_T, opacity_T, first)
+        centre_T2 = (canvas.side - side) / 2 + centre_2 + path_T2
+        canvas.paint(event.shape, texture, colour, centre_T2, radius_T, opacity_T, first)
 
 
-def _places(generator: np.random.Generator, event: Event, radius: float, travel_2: np.ndarray, side: int) -> np.ndarray:
+def _places(generator: np.random.Generator, event: Event, radius: float, travel_2: np.ndarray, side: float) -> np.ndarray:
     """Where each object is in the middle of its way, row and column: [count, 2].
 
     They go side by side, in lanes of their own, so that none hides another.
