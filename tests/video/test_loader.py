@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modicum.errors import UsageError
+from modicum.video.crops import resize
 from modicum.video.datasets import VideoDataset, VideoSample
 from modicum.video.loader import ClipLoader
 from modicum.video.read import VideoError
@@ -67,7 +68,7 @@ def same(one, other):
 
 def marked(clip, key):
     """An augmentation that shows its key and its draw."""
-    clip = clip.clone()
+    clip = resize(clip, *SIZE).clone()
     clip[0, 0, :3, 0] = torch.tensor(key)
     clip[:, 1, 0] = int(np.random.default_rng(list(key)).integers(256))
     return clip
@@ -110,16 +111,35 @@ def test_starts_are_drawn_evenly_and_what_is_short_starts_again():
     assert training_ticks(1, 3, 2, (0, 0, 0)) == [0, 0, 0]
 
 
-def test_augmentation_gets_its_key_and_the_scaled_clip(videos):
+def unchanged(clip, key):
+    return clip
+
+
+def test_augmentation_gets_its_key_and_the_clip(videos):
     seen = []
     loader = loader_of(videos, augment=lambda clip, key: (seen.append((tuple(clip.shape), key)), clip[:, :36, :48])[1])
-    clips = taken(loader_of(videos, short_side=40), 1, 1)[0]
-    assert clips.video.shape == (4, 3, *SIZE, 3)
     order = epoch_order(13, 5, 0)
-    (clips,) = taken(loader, 1, 1)
-    assert seen == [((3, 36, 48, 3), (5, 0, int(i))) for i in order[4:8]]
-    with pytest.raises(UsageError, match=r"`augment` gave torch.uint8 \[3, 35, 48, 3\]: .* uint8 \[3, 36, 48, 3\]"):
-        taken(loader_of(videos, augment=lambda clip, key: clip[:, 1:]), 0, 1)
+    taken(loader, 1, 1)
+    assert seen == [((3, 48, 64, 3), (5, 0, int(i))) for i in order[4:8]]
+    for workers in (0, 1):
+        with pytest.raises(
+            UsageError, match=r"^`augment` gave torch.uint8 \[3, 48, 64, 3\]: it has to give uint8 \[3, 36, 48, 3\]$"
+        ):
+            taken(loader_of(videos, augment=unchanged, workers=workers), 0, 1)
+
+
+def test_large_videos_are_scaled_down_before_they_are_augmented(videos):
+    shapes = []
+    loader = loader_of(
+        videos,
+        size=(18, 24),
+        short_side=21,
+        augment=lambda clip, key: (shapes.append(clip.shape), clip[:, :18, :24])[1],
+    )
+    plain = taken(loader_of(videos, size=(18, 24), short_side=21), 0, 1)[0]
+    assert plain.video.shape == (4, 3, 18, 24, 3)
+    taken(loader, 0, 1)
+    assert shapes == [(3, 21, 28, 3)] * 4, "48 rows are more than twice 21"
 
 
 def test_one_caption_is_drawn_for_an_epoch(videos):
@@ -151,8 +171,13 @@ def test_processes_share_the_batch_that_one_would_see(videos):
         assert torch.equal(one.video, torch.cat([part.video for part in parts]))
         assert torch.equal(one.targets, torch.cat([part.targets for part in parts]))
         assert one.indices == [i for part in parts for i in part.indices]
-    with pytest.raises(UsageError, match="a batch of 4 cannot be shared by 3 processes: give a multiple of 3"):
-        loader_of(videos, world=3)
+    parts = [taken(loader_of(videos, batch=6, rank=rank, world=3, parts=2), 2, 6) for rank in range(3)]
+    assert [clips.number for clips in parts[0]] == [2, 3, 4, 5, 6, 7]
+    for i, one in enumerate(whole):
+        shared = [rank[2 * i + part] for part in range(2) for rank in parts]
+        assert torch.equal(one.video, torch.cat([clips.video for clips in shared]))
+    with pytest.raises(UsageError, match="of 4 cannot be shared by 3 processes in 2 parts: give a multiple of 6"):
+        loader_of(videos, world=3, parts=2)
     with pytest.raises(UsageError, match="rank=2: of 2 processes the ranks are 0 to 1"):
         loader_of(videos, rank=2, world=2)
 
@@ -186,6 +211,21 @@ def test_the_next_in_order_stands_in_for_a_broken_video(videos, tmp_path, worker
     ]
     for number, one in enumerate([first, second, third]):
         assert torch.equal(one.video, torch.cat([half[number].video for half in halves]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_with_one_broken_file_in_twenty_goes_through_and_says_so(videos, tmp_path, workers):
+    paths = [tmp_path / f"{i}.mp4" for i in range(40)]
+    for i, path in enumerate(paths):
+        content = videos[i % 13].read_bytes()
+        path.write_bytes(content[:200] if i in (7, 31) else content)
+    loader = loader_of(paths, workers=workers)
+    batches = taken(loader, 0, loader.batches_per_epoch)
+    shown = [i for clips in batches for i in clips.indices]
+    assert len(shown) == 40
+    assert {*range(40)} - {*shown} == {7, 31}
+    assert set(loader.broken) == {str(paths[7]), str(paths[31])}
+    assert loader.report().splitlines()[0] == "2 of 40 videos could not be read; others stood in:"
 
 
 def test_a_file_that_is_gone_is_broken_and_most_broken_is_worth_a_warning(videos, tmp_path):
@@ -232,7 +272,7 @@ def test_a_killed_worker_is_a_sentence(videos):
 
 
 def probe(clip, key):
-    clip = clip.clone()
+    clip = resize(clip, *SIZE).clone()
     threads = len(os.listdir("/proc/self/task"))
     clip[0, 0, :3, 0] = torch.tensor([torch.get_num_threads(), threads, int(torch.cuda.is_initialized())])
     return clip
@@ -264,7 +304,7 @@ def descriptors(pid):
 
 def who(clip, key):
     """Tells the reader's process."""
-    clip = clip.clone()
+    clip = resize(clip, 144, 192)
     clip[0, 0, :4, 0] = torch.tensor(list(os.getpid().to_bytes(4, "little")), dtype=torch.uint8)
     return clip
 
@@ -321,3 +361,13 @@ def test_part_of_a_video_is_all_that_is_seen(videos):
     starts = {tuple(numbers_of(clips.video[0])) for clips in taken(loader, 0, 30)}
     assert starts == {tuple(19 + 4 + start + i for i in range(4)) for start in range(3)}
     assert number_of(next(loader.iterate(0)).video[0, 0]) >= 23
+
+
+def test_pinning_moves_tensors_and_nothing_else(videos, monkeypatch):
+    (clips,) = taken(loader_of(videos), 0, 1)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (pinned.append(self), self.clone())[1])
+    moved = clips.pin_memory()
+    assert [tensor is own for tensor, own in zip(pinned, (clips.video, clips.targets), strict=True)] == [True, True]
+    assert moved.video is not clips.video
+    assert same(moved, clips)

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEPS, BATCH, FILES = 250, 32, 12
+STEPS, BATCH, FILES, FRAMES = 250, 32, 16, 16
 
 
 def watch(console: Any, quick: bool = False) -> None:
@@ -29,16 +29,16 @@ def watch(console: Any, quick: bool = False) -> None:
         for number in range(FILES):
             label = MOTION_LABELS[number % len(MOTION_LABELS)]
             path = Path(folder) / f"clip{number}.mp4"
-            write_clip(path, labelled_clip(generator, label, 8, 32))
+            write_clip(path, labelled_clip(generator, label, FRAMES, 32))
             best = api.classify(model, path, views=(1, 1), stride=1, short_side=32, top=1)[0]
             right += best.label == label
             if number < len(MOTION_LABELS):
-                console.print(f"  {path.name}, which {label + ':':<12} it {best.label} ({best.score:.0%})")
+                console.print(f"  {path.name}, which {label + ':':<17} it {best.label} ({best.score:.0%})")
     console.print(f"  {right} of {FILES} right; chance is {FILES // len(MOTION_LABELS)}\n")
 
 
 def small_model(num_classes: int) -> Any:
-    """8 frames of 32 x 32 in tubelets of 2 x 8 x 8."""
+    """16 frames of 32 x 32 in tubelets of 2 x 8 x 8."""
     from modicum.config import VivitConfig
     from modicum.vivit.build import initialise
     from modicum.vivit.model import Vivit
@@ -46,7 +46,7 @@ def small_model(num_classes: int) -> Any:
     config = VivitConfig(
         variant="factorized_encoder",
         image_size=(32, 32),
-        num_frames=8,
+        num_frames=FRAMES,
         tubelet_size=(2, 8, 8),
         dim=64,
         n_layers=2,
@@ -74,7 +74,7 @@ def teach(model: Any, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
     for _ in range(steps):
         classes = generator.integers(0, len(MOTION_LABELS), BATCH)
-        clips = np.stack([labelled_clip(generator, MOTION_LABELS[i], 8, 32) for i in classes])
+        clips = np.stack([labelled_clip(generator, MOTION_LABELS[i], FRAMES, 32) for i in classes])
         loss = torch.nn.functional.cross_entropy(model(torch.from_numpy(clips)), torch.from_numpy(classes))
         loss.backward()
         optimizer.step()

@@ -166,7 +166,7 @@ def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
 
 def expectation(path: Path) -> str | None:
     """What a recipe's header says one may expect: from its line that begins with "Expect" to the end of the paragraph."""
-    lines = []
+    lines: list[str] = []
     for line in path.read_text().splitlines():
         text = line.removeprefix("#").strip()
         if not line.startswith("#") or (lines and not text):

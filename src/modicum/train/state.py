@@ -56,7 +56,8 @@ def save_state(
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata={"progress": json.dumps(asdict(progress))})
     flush(partial)
-    if keep_previous and path.exists():
+    # A damaged one must not take the place of the one that was resumed from.
+    if keep_previous and trouble_of(path) is None:
         os.replace(path, previous_path(path))
     os.replace(partial, path)
     flush(path.parent)

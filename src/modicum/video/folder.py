@@ -51,6 +51,10 @@ class ImageFolder:
         """The first image; `stamps` are known already."""
         return self._files[0]
 
+    def index_part(self, start: Fraction, end: Fraction | None) -> Path:
+        """As `index`."""
+        return self._files[0]
+
     def at(self, stamp: int) -> Path:
         return self._files[stamp]
 

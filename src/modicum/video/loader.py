@@ -16,7 +16,7 @@ from modicum.video.clock import as_rate
 from modicum.video.crops import crops_of, usual_short_side
 from modicum.video.datasets.sample import VideoDataset, VideoSample
 from modicum.video.pixels import VideoError
-from modicum.video.sampling import drawn_caption, epoch_order, scaled_frames, training_ticks
+from modicum.video.sampling import drawn_caption, epoch_order, reduced_frames, training_ticks
 
 # (clip uint8 [T, H, W, 3], key) -> uint8 [T, h, w, 3]. With workers it is sent to them: no lambda.
 Augmentation = Callable[..., Tensor]
@@ -59,9 +59,10 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Failure:
-    """No batch, since this many videos in a row cannot be read."""
+    """No batch: so many videos in a row cannot be read, or something else was refused."""
 
     reasons: dict[int, str]
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ class _Reader(Dataset[Any]):
                 except (VideoError, OSError) as error:
                     broken[index] = str(error)
                     continue
+                except ModicumError as error:
+                    return _Failure(broken, str(error))  # raised in a worker it would come with its traceback
                 chosen.append((index, sample))
                 captions.append(drawn_caption(sample, key))
                 break
@@ -109,7 +112,7 @@ class _Reader(Dataset[Any]):
         # A worker is one of many: its decoder starts no threads of its own.
         with sample.opened(self.fps, "SLICE" if get_worker_info() is None else "NONE") as (video, ticks):
             at = training_ticks(len(ticks), self.num_frames, self.stride, key)
-            clip = scaled_frames(video, [ticks[i] for i in at], self.size, self.short_side)
+            clip = reduced_frames(video, [ticks[i] for i in at], self.size, self.short_side)
         if self.augment is None:
             (clip,) = crops_of(clip, self.size, self.short_side, 1)
             return clip
@@ -125,7 +128,8 @@ class ClipLoader:
 
     Batch b of epoch e holds the samples at places b * batch ... (b + 1) * batch - 1 of that epoch's order. The last
     samples that do not fill a batch sit this epoch out; they are others in the next. Of `world` processes, rank r gets
-    the r-th of `world` equal parts of each batch, so that together they see the batch that a single one would.
+    the r-th of `world` equal shares of each batch, so that together they see the batch that a single one would. With
+    `parts`, a batch comes in so many equal parts one after another, each shared like this, and the numbers count parts.
 
     What is drawn for a sample depends on (seed, epoch, sample) alone, so that a batch is the same whatever the number
     of workers, and whether reached from the start or by a resumed run.
@@ -135,11 +139,12 @@ class ClipLoader:
     Args:
         num_frames, stride, fps: of a clip; `stride` counts ticks of an `fps` clock, None being the file's own frames.
         size: height and width of the clips.
-        augment: called as `augment(clip, key=key)` with uint8 [T, H, W, 3], whose shorter side is `short_side`, and the
-            (seed, epoch, index) that its draws are to be keyed by; gives uint8 [T, h, w, 3]. None: the central crop.
-        batch: clips of all processes together.
+        augment: called as `augment(clip, key=key)` with uint8 [T, H, W, 3] and the (seed, epoch, index) that its draws are
+            to be keyed by; gives uint8 [T, h, w, 3]. None: the central crop of the clip at `short_side`.
+        batch: clips of all processes and parts together.
         workers: processes that decode; 0 decodes in this one, when a batch is asked for.
-        short_side: None is 256 for a crop of 224, the paper's, and in this proportion for others.
+        short_side: None is 256 for a crop of 224, the paper's, and in this proportion for others. Where videos are more
+            than twice as large, they are scaled down to it as they are read.
         prefetch: batches that each worker prepares ahead.
         pin_memory: None: where there is a CUDA device.
 
@@ -161,26 +166,36 @@ class ClipLoader:
         workers: int,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
         short_side: int | None = None,
         prefetch: int = 2,
         pin_memory: bool | None = None,
     ) -> None:
         least = {"num_frames": (num_frames, 1), "stride": (stride, 1), "batch": (batch, 1), "workers": (workers, 0)}
-        least |= {"world": (world, 1), "prefetch": (prefetch, 1), "height": (size[0], 1), "width": (size[1], 1)}
+        least |= {
+            "world": (world, 1),
+            "parts": (parts, 1),
+            "prefetch": (prefetch, 1),
+            "height": (size[0], 1),
+            "width": (size[1], 1),
+        }
         for name, (value, lowest) in least.items():
             if value < lowest:
                 raise UsageError(f"{name}={value}: give at least {lowest}")
         as_rate(fps)
         if not 0 <= rank < world:
             raise UsageError(f"rank={rank}: of {world} processes the ranks are 0 to {world - 1}")
-        if batch % world:
-            raise UsageError(f"a batch of {batch} cannot be shared by {world} processes: give a multiple of {world}")
+        if batch % (world * parts):
+            raise UsageError(
+                f"a batch of {batch} cannot be shared by {world} processes in {parts} parts: give a multiple of "
+                f"{world * parts}"
+            )
         if len(dataset) < batch:
             raise UsageError(
                 f"{dataset.name} has {len(dataset)} videos, fewer than a batch of {batch}: lower `batch` or add videos"
             )
         self.dataset, self.batch, self.seed, self.rank, self.world = dataset, batch, seed, rank, world
-        self.workers, self.prefetch = workers, prefetch
+        self.parts, self.workers, self.prefetch = parts, workers, prefetch
         self.pin_memory = torch.cuda.is_available() if pin_memory is None else pin_memory
         self.short_side = usual_short_side(size) if short_side is None else short_side
         if self.short_side < min(size):
@@ -196,11 +211,11 @@ class ClipLoader:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole ones."""
+        """Whole batches, each of `parts` parts."""
         return len(self.dataset) // self.batch
 
     def iterate(self, start: int = 0) -> Iterator[Clips]:
-        """Batches start, start + 1, ... without end. Workers stop when the iterator is closed or dropped.
+        """Batches, or their parts, start, start + 1, ... without end. Workers stop when the iterator is closed or dropped.
 
         Raises:
             VideoError: no video out of many in a row can be read.
@@ -228,12 +243,12 @@ class ClipLoader:
     def requests(self, start: int) -> Iterator[_Request]:
         """What batches `start`, `start` + 1, ... consist of, on this rank."""
         samples, number, order_epoch, order = self.dataset.samples, start, -1, None
-        share = self.batch // self.world
+        share = self.batch // (self.world * self.parts)
         while True:
-            epoch, place = divmod(number, self.batches_per_epoch)
+            epoch, place = divmod(number, self.batches_per_epoch * self.parts)
             if epoch != order_epoch or order is None:
                 order_epoch, order = epoch, epoch_order(len(samples), self.seed, epoch)
-            first = place * self.batch + self.rank * share
+            first = (place * self.world + self.rank) * share
             n_rows = share - 1 + min(_TRIES, len(samples))
             rows = [int(order[(first + i) % len(samples)]) for i in range(n_rows)]
             yield _Request(number, epoch, share, [(index, samples[index]) for index in rows])
@@ -247,7 +262,7 @@ class ClipLoader:
             collate_fn=_as_it_is,
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
-            multiprocessing_context=_context() if self.workers else None,
+            multiprocessing_context=worker_context() if self.workers else None,
             pin_memory=self.pin_memory,
             # Its own, for it draws from it, and the model's random numbers must not depend on how data is read.
             generator=torch.Generator(),
@@ -268,6 +283,8 @@ class ClipLoader:
             self.waited_seconds += time.perf_counter() - started
         if isinstance(clips, _Failure):
             self._note([], clips.reasons)
+            if clips.refusal is not None:
+                raise UsageError(clips.refusal)
             raise VideoError(
                 f"{self.dataset.name}: {len(clips.reasons)} videos in a row cannot be read; the first: "
                 f"{next(iter(clips.reasons.values()))}"
@@ -307,7 +324,7 @@ def _as_it_is(clips: Any) -> Any:
     return clips
 
 
-def _context() -> Any:
+def worker_context() -> Any:
     """Worker processes that inherit nothing from this one, whose threads and CUDA state do not survive a fork.
 
     Where there is a fork server, it imports what they need, once, and each starts within milliseconds.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modicum.errors import UsageError
-from modicum.video.clock import Clock, as_rate, nearest, units_per_tick
+from modicum.video.clock import Clock, as_rate, exact, nearest, units_per_tick
 from modicum.video.file import HiddenFrameError, VideoFile
 from modicum.video.folder import ImageFolder, NumberedImages
 from modicum.video.pixels import VideoError
@@ -48,6 +48,8 @@ class Video:
     Args:
         path: a video file (its first video stream), or a folder of png, jpg, bmp or webp images in natural order.
         fps: ticks per second. The default is that of the data in ViViT (section 4.1). None: frames by index.
+        part: seconds after the first frame from which and up to which ticks will be asked for, see `ticks`; of a long file
+            little else is read then. `n_frames` and `info` may end with the part.
         threads: FFmpeg's, of one decoder: "SLICE", "AUTO", or "NONE" where others decode beside it.
         images: of a folder, only those numbered from `first` to `last`, taken at `rate` images per second.
 
@@ -61,6 +63,7 @@ class Video:
         path: str | PathLike[str],
         fps: float | None = 25.0,
         *,
+        part: tuple[float, float | None] | None = None,
         threads: str = "SLICE",
         images: tuple[int, int, float] | None = None,
     ) -> None:
@@ -68,7 +71,10 @@ class Video:
         self._source = _open_source(path, rate, threads, images)
         try:
             # By number, every frame counts; by time, one that never shows matters only where it would be the nearest.
-            first = self._source.index(by_decoding=rate is None and self._source.may_hide_frames)
+            if part is None or rate is None:
+                first = self._source.index(by_decoding=rate is None and self._source.may_hide_frames)
+            else:
+                first = self._source.index_part(exact(part[0]), None if part[1] is None else exact(part[1]))
             self._height, self._width, _ = self._source.rgb(first).shape
         except BaseException:
             self._source.close()

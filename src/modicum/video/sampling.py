@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modicum.video.crops import resize, resized_shape, usual_short_side
+from modicum.video.crops import resize, resized_shape
 from modicum.video.datasets.sample import VideoSample
 from modicum.video.read import Video
 
@@ -38,17 +38,14 @@ def drawn_caption(sample: VideoSample, key: tuple[int, ...]) -> str | None:
     return sample.captions[int(np.random.default_rng([*key, CAPTION]).integers(len(sample.captions)))]
 
 
-def scaled_frames(video: Video, ticks: Sequence[int], size: tuple[int, int], short_side: int | None = None) -> Tensor:
-    """Frames scaled to have their shorter side at `short_side`, ready for a crop of `size`: uint8 [T, H, W, 3].
-
-    Few are held at their full size, which in a camera's own file would fill gigabytes.
-
-    Args:
-        short_side: None is 256 for a crop of 224, the paper's, and in this proportion for others.
+def reduced_frames(video: Video, ticks: Sequence[int], size: tuple[int, int], short_side: int) -> Tensor:
+    """Frames as they are, or, where they are more than twice as large as needed, scaled to `short_side`, ready for a crop
+    of `size`: uint8 [T, H, W, 3]. So few are held at a camera's full size, and what augments them has less to do.
     """
     remaining, parts = iter(ticks), []
     while some := list(islice(remaining, _AT_ONCE)):
         frames = video.frames(some)
-        shape = resized_shape(frames.shape[1], frames.shape[2], size, short_side or usual_short_side(size))
-        parts.append(resize(frames, *shape))
+        height, width = frames.shape[1:3]
+        wanted = resized_shape(height, width, size, short_side)
+        parts.append(resize(frames, *wanted) if height > 2 * wanted[0] else frames)
     return torch.cat(parts)

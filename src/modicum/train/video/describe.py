@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from modicum.config import VivitConfig
+from modicum.errors import UsageError
 from modicum.parallel.data import Processes
 from modicum.train.loop import console
 from modicum.train.video.build import activation_bytes
@@ -17,44 +18,59 @@ def describe(recipe: VideoRecipe, folder: Path, processes: Processes, expected: 
     """Print it; nothing is written.
 
     Raises:
-        UsageError: a batch that cannot be shared out, or data that cannot be used.
+        UsageError: a batch that cannot be shared out, or, when the rest has been said, data that cannot be used.
     """
-    data, optim, clips, views = recipe.data, recipe.optim, recipe.clips, recipe.views
-    n_training, heads = data.per_class * len(LABELS), {"": len(LABELS)}
-    if data.format == SYNTHETIC:
-        lines = [
-            ("data", f"{n_training:,} synthetic clips of {len(LABELS)} classes, in {synthetic_root(data)}"),
-            ("held out", f"{data.held_out_per_class * len(LABELS):,} of them"),
-        ]
-    else:
-        training, held_out = read_videos(data)
-        n_training, heads = len(training), training.heads
-        lines = [("data", found(training)), ("held out", found(held_out))]
-    config = recipe.model.config(clips, heads)
+    optim, clips, views = recipe.optim, recipe.clips, recipe.views
     micro = optim.micro_batch(processes.world)
-    per_epoch = n_training // optim.batch
-    steps = round(optim.epochs * per_epoch)
+    try:
+        n_training, heads, lines = data_lines(recipe)
+        trouble = None
+    except UsageError as error:
+        n_training, heads, lines, trouble = 0, {"": 1}, [("data", str(error))], error
+    config = recipe.model.config(clips, heads)
     of_model = cost(config)
-    say("model", f"{of_model.parameters:,} parameters, {config.variant}, {outputs(heads)}")
-    say("", f"{of_model.gflops:,.1f} GFLOPs per view in the paper's convention, {of_model.gmacs:,.1f} GMACs")
+    known = f"{of_model.parameters:,} parameters, {config.variant}, {outputs(heads)}"
+    # Of how many classes is not known without the data.
+    bare = f"{of_model.parameters - config.dim - 1:,} parameters without its head, {config.variant}"
+    say("model", bare if trouble else known)
+    say("", f"{of_model.gflops:,.4g} GFLOPs per view in the paper's convention, {of_model.gmacs:,.4g} GMACs")
     start = recipe.model.start
     say("begins", "with fresh weights" if start is None else f"with {start}")
     for name, text in lines:
         say(name, text)
-    rate = "its files' own frames" if clips.clock is None else f"{clips.fps:g} frames per second"
-    say("clips", f"{clips.num_frames} frames of {clips.shape[0]}x{clips.shape[1]}, every {clips.stride}. of {rate}")
-    share = f"{processes.world} processes x {micro} clips x {optim.accumulate} parts"
-    say("batch", f"{optim.batch} = {share}")
-    say("steps", f"{steps:,}: {optim.epochs:g} epochs of {per_epoch:,}, after {optim.warmup_epochs:g} of warm-up")
-    say("rate", f"{optim.lr:g} at most, {optim.optimizer}{f', momentum {optim.momentum:g}' * (optim.optimizer == 'sgd')}")
+    clock = "of a file" if clips.clock is None else f"of {clips.fps:g} per second"
+    say("clips", f"{clips.num_frames} frames of {clips.shape[0]}x{clips.shape[1]}, one in {clips.stride} {clock}")
+    say("batch", f"{optim.batch} = {processes.world} process(es) x {micro} clips x {optim.accumulate} part(s)")
+    rising = f"the first {optim.warmup_epochs:g} of warm-up"
+    if trouble is None:
+        per_epoch = n_training // optim.batch
+        steps = round(optim.epochs * per_epoch)
+        say("steps", f"{steps:,}: {optim.epochs:g} epochs of {per_epoch:,}, {rising}")
+        operations = 2 * 3 * of_model.macs * steps * optim.batch
+        say("computes", f"{operations:.1e} operations: forward, and backward at twice that")
+    else:
+        say("steps", f"{optim.epochs:g} epochs, {rising}")
+    momentum = f", momentum {optim.momentum:g}" if optim.optimizer == "sgd" else ""
+    say("rate", f"{optim.lr:g} at most, {optim.optimizer}{momentum}")
     say("memory", memory(recipe, config, of_model, micro))
-    total = 3 * of_model.macs * steps * optim.batch
-    say("computes", f"{2 * total:.1e} operations: forward, and backward at twice that")
     temporal, crops = views.views
-    say("judged", f"with {temporal}x{crops} views at the end, with one every {recipe.run.validate_every} epochs")
+    say("judged", f"with {temporal}x{crops} views at the end, with one view every {recipe.run.validate_every} epoch(s)")
     if expected:
-        say("expect", expected)
+        say("expect", expected.removeprefix("Expect "))
     say("writes to", f"{folder}, and the model to {folder / 'model'}")
+    if trouble is not None:
+        raise trouble
+
+
+def data_lines(recipe: VideoRecipe) -> tuple[int, dict[str, int], list[tuple[str, str]]]:
+    """Of the data: how many videos are trained on, the classes by head, and what there is to say."""
+    data = recipe.data
+    if data.format == SYNTHETIC:
+        where = f"{data.per_class * len(LABELS):,} synthetic clips of {len(LABELS)} classes, in {synthetic_root(data)}"
+        lines = [("data", where), ("held out", f"{data.held_out_per_class * len(LABELS):,} more")]
+        return data.per_class * len(LABELS), {"": len(LABELS)}, lines
+    training, held_out = read_videos(data)
+    return len(training), training.heads, [("data", found(training)), ("held out", found(held_out))]
 
 
 def say(name: str, text: str) -> None:

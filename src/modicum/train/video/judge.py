@@ -11,8 +11,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from modicum.classification.predict import ACTION, Protocol, by_head
-from modicum.classification.views import crops_of, temporal_views
+from modicum.classification.predict import ACTION, Protocol, by_head, read_views
 from modicum.config import VivitConfig
 from modicum.errors import UsageError
 from modicum.parallel.data import Processes, shares
@@ -80,30 +79,15 @@ class _Views(Dataset[Any]):
     shuffle: tuple[int, ...] | None
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:
-        sample = self.samples[index]
         try:
-            views = sample_views(sample, self.config, self.protocol)
+            # A worker is one of many: its decoder starts no threads of its own.
+            threads = "SLICE" if get_worker_info() is None else "NONE"
+            views = read_views(self.samples[index], self.config, self.protocol, threads)
         except (VideoError, OSError) as error:
             return index, str(error)
         if self.shuffle is not None:
             views = torch.stack([in_random_order(v, (*self.shuffle, index, i)) for i, v in enumerate(views)])
         return index, views
-
-
-def sample_views(sample: VideoSample, config: VivitConfig, protocol: Protocol) -> Tensor:
-    """As `classification.predict.read_views`, of the part of a video that a sample is.
-
-    Raises:
-        VideoError: the video cannot be read.
-    """
-    with sample.opened(protocol.fps, "SLICE" if get_worker_info() is None else "NONE") as (video, ticks):
-        moments = temporal_views(len(ticks), config.num_frames, protocol.stride, protocol.views[0])
-        wanted = sorted({index for moment in moments for index in moment})
-        frames = video.frames([ticks[index] for index in wanted])
-    place = {index: at for at, index in enumerate(wanted)}
-    picked = (frames[[place[index] for index in moment]] for moment in moments)
-    views = (crops_of(clip, config.image_size, protocol.short_side, protocol.views[1]) for clip in picked)
-    return torch.stack([crop for crops in views for crop in crops])
 
 
 class Judge:

@@ -82,7 +82,9 @@ class VivitSection(Section):
             raise UsageError(f"`name` is {self.name!r}, which says what `{given[0]}` is: give one or the other")
         missing = [name for name in SIZES if name not in given and name != "head_dim"]
         if self.name is None and missing:
-            raise UsageError(f"the model has no `name` and no `{missing[0]}`: give a name, as vivit-b/16x2, or all sizes")
+            raise UsageError(
+                f"the model has no `name` and no `{missing[0]}`: give a name, as vivit-b/16x2, or all sizes"
+            )
         require(self.positions > 0, "positions", self.positions, "give a deviation above 0")
 
     def config(self, clips: ClipsSection, heads: dict[str, int]) -> VivitConfig:
@@ -219,7 +221,8 @@ class VideoOptimSection(Section):
             fitting = [n for n in range(1, self.batch + 1) if self.batch % (world * n) == 0]
             remedy = f"set optim.accumulate to one of {', '.join(map(str, fitting))}" if fitting else "set optim.batch"
             raise UsageError(
-                f"a batch of {self.batch} cannot be split into {self.accumulate} parts in each of {world} processes: {remedy}"
+                f"a batch of {self.batch} cannot be split into {self.accumulate} parts in each of {world} processes: "
+                f"{remedy}"
             )
         return self.batch // (world * self.accumulate)
 

@@ -20,7 +20,7 @@ from modicum.train.video.build import fresh_model, hold_less
 from modicum.train.video.describe import describe
 from modicum.train.video.judge import Judge, VideoFigures
 from modicum.train.video.recipe import VideoOptimSection, VideoRecipe, rate
-from modicum.train.video.report import print_classes, write_report
+from modicum.train.video.report import group_means, print_classes, write_report
 from modicum.train.video.shuffle import Augmentation
 from modicum.train.video.sources import SYNTHETIC, groups_of, read_videos, shuffles, write_synthetic
 from modicum.train.video.task import ClipsTask
@@ -86,13 +86,15 @@ class VideoTraining:
             config = self.recipe.model.config(self.recipe.clips, training.heads)
             run = self._training(config, training, held_out, processes, resume)
             result = run.go(resume)
-            self._report_broken(run.task.loader)
+            broken = self._broken(run.task.loader, processes)
             if result is None:
                 return None
             figures = self._judge(config, held_out, self.recipe.views.views, processes)(
                 run.judged_model, bf16=self.recipe.optim.bf16
             )
-            return self._export(run, result[0], figures) if processes.first else self.folder / "model"
+            if not processes.first:
+                return self.folder / "model"
+            return self._export(run, result[0], figures, len(broken))
 
     def _videos(self, processes: Processes) -> tuple[VideoDataset, VideoDataset]:
         if self.recipe.data.format == SYNTHETIC:
@@ -175,12 +177,18 @@ class VideoTraining:
             values["optim"].pop(name)
         return values
 
-    def _report_broken(self, loader: ClipLoader) -> None:
-        report = loader.report(LISTED)
-        if report is not None:
-            console.print(report, soft_wrap=True, markup=False, highlight=False)
+    def _broken(self, loader: ClipLoader, processes: Processes) -> dict[str, str]:
+        """Videos that no process could read in this sitting, and why; some of them are printed."""
+        broken: dict[str, str] = {}
+        for found in processes.gathered(loader.broken):
+            broken |= found
+        if broken:
+            say(f"{len(broken):,} of {len(loader.dataset):,} videos could not be read; others stood in:")
+            for _, reason in sorted(broken.items())[:LISTED]:
+                say(f"  {reason}")
+        return broken
 
-    def _export(self, run: Training, progress: Progress, figures: VideoFigures) -> Path:
+    def _export(self, run: Training, progress: Progress, figures: VideoFigures, n_broken: int) -> Path:
         """Write the model with its labels and the record of its training, and say how good it is."""
         recipe, dataset = self.recipe, run.task.loader.dataset
         groups = groups_of(recipe.data)
@@ -195,7 +203,8 @@ class VideoTraining:
             "views": list(recipe.views.views),
             **figures.named(),
             "videos": {"train": len(dataset), "held_out": figures.n},
-            "broken": {"train": len(run.task.loader.broken), "held_out": len(figures.broken)},
+            "groups": group_means(figures, dataset, groups),
+            "broken": {"train": n_broken, "held_out": len(figures.broken)},
             "settings": recipe.to_dict(),
         }
         model: Vivit = run.judged_model
@@ -205,7 +214,7 @@ class VideoTraining:
         api.save(model.to("cpu", getattr(torch, recipe.model.save_dtype)), goal, overwrite=True)
         print_classes(figures, dataset, groups)
         for reason in list(figures.broken.values())[:LISTED]:
-            console.print(f"  not judged: {reason}", soft_wrap=True, markup=False, highlight=False)
+            say(f"  not judged: {reason}")
         views = "x".join(map(str, recipe.views.views))
         console.print(f"held out, {views} views: {figures.words()}; model in {goal}", soft_wrap=True)
         return goal
@@ -244,13 +253,14 @@ def make_optimizer(model: torch.nn.Module, optim: VideoOptimSection) -> torch.op
 
 
 def report_missing(*datasets: VideoDataset) -> None:
-    """What annotations list and nobody has; a data set's own summary names the kinds of reasons."""
+    """What annotations list and nobody has."""
     for dataset in datasets:
         if dataset.missing:
-            console.print(
-                f"{dataset.name}: {len(dataset.missing):,} of {len(dataset) + len(dataset.missing):,} are missing:",
-                soft_wrap=True,
-                markup=False,
-            )
+            listed = len(dataset) + len(dataset.missing)
+            say(f"{dataset.name}: {len(dataset.missing):,} of {listed:,} are missing:")
             for name, reason in dataset.missing[:LISTED]:
-                console.print(f"  {name}: {reason}", soft_wrap=True, markup=False, highlight=False)
+                say(f"  {name}: {reason}")
+
+
+def say(text: str) -> None:
+    console.print(text, soft_wrap=True, markup=False, highlight=False)

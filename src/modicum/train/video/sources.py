@@ -44,23 +44,20 @@ def read_videos(data: VideosSection) -> tuple[VideoDataset, VideoDataset]:
     """The videos to train on and those held out, with the same classes.
 
     Raises:
-        UsageError: annotations that cannot be read, no videos, or classes that are not the same.
+        UsageError: annotations that cannot be read, no videos or classes, or the same videos on both sides.
     """
     if data.format == SYNTHETIC:
-        root = synthetic_root(data)
-        training, held_out = (
-            read_dataset("folder", root=root, split=split, labels=LABELS) for split in ("train", "held_out")
+        folder = synthetic_root(data)
+        return (
+            read_dataset("folder", root=folder, split="train", labels=LABELS),
+            read_dataset("folder", root=folder, split="held_out", labels=LABELS),
         )
-        return training, held_out
     training = read_dataset(data.format, data.annotations, data.root, split=data.split, labels=data.labels)
     annotations, root = data.held_out_annotations or data.annotations, data.held_out_root or data.root
-    held_out = read_dataset(data.format, annotations, root, split=data.held_out, labels=data.labels)
-    if (training.heads, training.labels) != (held_out.heads, held_out.labels):
-        differing = sorted(set(training.labels) ^ set(held_out.labels))
-        raise UsageError(
-            f"{len(training.labels)} classes are trained on and {len(held_out.labels)} held out, among the others "
-            f"{', '.join(differing[:3])}: give the list of all as data.labels"
-        )
+    if not training.heads:
+        raise UsageError(f"{training.name} has captions and no classes, which a classifier needs: give another format")
+    # The classes of one are those of the other, in the same order.
+    held_out = read_dataset(data.format, annotations, root, split=data.held_out, labels=training.labels)
     shared = {(s.path, s.start, s.end, s.first) for s in training.samples} & {
         (s.path, s.start, s.end, s.first) for s in held_out.samples
     }

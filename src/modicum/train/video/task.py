@@ -51,7 +51,8 @@ class ClipsTask:
         """Mean nats per clip, over heads, of batch `number`."""
         clips, key = self.clips(number), (self.seed, number, self.processes.rank)
         draw_by(key)
-        targets = smooth(one_hot(clips.targets, self.loader.dataset.heads), self.augment.label_smoothing)
+        hard: Any = one_hot(clips.targets, self.loader.dataset.heads)
+        targets = smooth(hard, self.augment.label_smoothing)
         video, targets = mixup(*placed(clips.video, targets, model.device), self.augment.mixup, key)
         return soft_cross_entropy(model(video), targets)
 

@@ -56,8 +56,6 @@ def read_list(
 
     Paths are relative to `root`, or to the list's own folder. Labels are all numbers, or else names.
     """
-    if split is not None:
-        raise UsageError(f"{annotations} is a list, which tells no splits apart: give each split a list of its own")
     root = Path(annotations).parent if root is None else existing(root)
     rows = list(_rows(annotations))
     if all(label.isdecimal() for _, label in rows):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modicum.errors import UsageError
@@ -41,8 +41,10 @@ class VideoSample:
         images = None
         if self.first is not None and self.last is not None:
             images = (self.first, self.last, self.rate or 25.0)
-        with Video(self.path, fps, threads=threads, images=images) as video:
-            yield video, video.ticks(self.start or 0.0, self.end)
+        start = self.start or 0.0
+        part = None if self.end is None and not start else (start, self.end)
+        with Video(self.path, fps, part=part, threads=threads, images=images) as video:
+            yield video, video.ticks(start, self.end)
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ class VideoDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def per_caption(self) -> "VideoDataset":
+        """A sample for each caption, its id followed by the caption's number from 0 on."""
+        samples = [
+            replace(sample, captions=(caption,), id=f"{sample.id}#{number}")
+            for sample in self.samples
+            for number, caption in enumerate(sample.captions)
+        ]
+        return replace(self, samples=samples)
 
     def labels_of(self, head: str = "") -> list[str]:
         """The names of one head's classes."""

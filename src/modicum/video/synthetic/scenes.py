@@ -83,7 +83,8 @@ class Scene:
         names = [event.name for event in self.events]
         if not 1 <= len(names) <= 2 or len(set(names)) < len(names):
             raise UsageError(
-                f"a scene was given events of {', '.join(names) or 'nothing'}: give one, or two that differ in colour or shape"
+                f"a scene was given events of {', '.join(names) or 'nothing'}: give one, or two that differ in colour or "
+                "shape"
             )
 
     @property
@@ -154,7 +155,10 @@ def score_facts(truth: Scene | str, text: str) -> dict[str, bool]:
         return dict.fromkeys(FACTS[:-1], False)
     # `max` takes the first of equals: a text that fits both ways is taken as it stands.
     aligned = max((told, told[::-1]), key=lambda events: _agreements(true, events))
-    score = {kind: all(getattr(a, kind) == getattr(b, kind) for a, b in zip(true, aligned, strict=True)) for kind in FACTS[:-1]}
+    score = {
+        kind: all(getattr(a, kind) == getattr(b, kind) for a, b in zip(true, aligned, strict=True))
+        for kind in FACTS[:-1]
+    }
     if len(true) == 2 and {event.name for event in true} == {event.name for event in told}:
         score["order"] = true[0].name == told[0].name
     return score
