@@ -45,7 +45,6 @@ def render(scene: Scene, generator: np.random.Generator, num_frames: int, side: 
 def _paint(canvas: Canvas, event: Event, first: int, n: int) -> None:
     """Paint an event's objects onto frames `first` ... `first + n - 1`."""
     generator, side = canvas.generator, canvas.side
-    through_T = (np.arange(n) + 0.5) / n
     largest = side * generator.uniform(*_RADII)
     radius_T, opacity_T, path_T2 = np.full(n, largest), np.ones(n), np.zeros((n, 2))
     if event.motion in _STEPS:
@@ -55,8 +54,9 @@ def _paint(canvas: Canvas, event: Event, first: int, n: int) -> None:
         size_T = np.linspace(_SMALL, 1, n)
         radius_T = largest * (size_T if event.motion == "grows" else size_T[::-1])
     elif event.motion == "blinks":
-        # Twice, however many frames there are and whichever share of them is read.
-        opacity_T = np.where((through_T * 4).astype(int) % 2, _FAINT, 1.0)
+        # Twice, where there are frames for it, however many there are and whichever share of them is read.
+        quarter_T = ((np.arange(n) + 0.5) / max(n, 4) * 4).astype(int)
+        opacity_T = np.where(quarter_T % 2, _FAINT, 1.0)
     colour = np.array(RGB[event.colour]) * generator.uniform(0.88, 1)
     texture = 1 + generator.uniform(0.05, 0.12) * TEXTURES[generator.integers(len(TEXTURES))]
     for centre_2 in _places(generator, event, largest, np.ptp(path_T2, axis=0), side):
