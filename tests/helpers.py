@@ -86,9 +86,11 @@ def tiny_captioner(seed: int = 0, *, scale: float = 0.3, memory: str = "frames",
 
 
 def clips(lengths: list[int], seed: int = 3, size: tuple[int, int] = (11, 16)) -> list[torch.Tensor]:
-    """Random uint8 frames, [T, H, W, 3] each."""
+    """Random uint8 frames, [T, H, W, 3] each, of random hues: noise alone looks alike everywhere."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 256, (n, *size, 3), generator=generator, dtype=torch.uint8) for n in lengths]
+    hues = [torch.randint(0, 200, (n, 1, 1, 3), generator=generator) for n in lengths]
+    noise = [torch.randint(0, 56, (n, *size, 3), generator=generator) for n in lengths]
+    return [(hue + grain).to(torch.uint8) for hue, grain in zip(hues, noise, strict=True)]
 
 
 def random_weights(model: LanguageModel, scale: float) -> LanguageModel:
@@ -104,13 +106,14 @@ def random_weights(model: LanguageModel, scale: float) -> LanguageModel:
 
 
 def perturbed(model: LanguageModel, seed: int, scale: float) -> LanguageModel:
-    """A draft that mostly agrees with `model`: the same weights with noise."""
+    """A draft that mostly agrees with `model`: the same weights with noise, but for a captioner's encoder: it is shared."""
     other = type(model)(model.config).eval()
     other.load_state_dict(model.state_dict())
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(torch.randn_like(parameter) * scale)
+        for name, parameter in other.named_parameters():
+            if not (isinstance(model, Captioner) and name.startswith("encoder.")):
+                parameter.add_(torch.randn_like(parameter) * scale)
     return other
 
 

@@ -11,7 +11,7 @@ import torch
 
 from modicum import resources
 from modicum.assembly import build, pick_device, pick_dtype
-from modicum.captioning.clips import as_clips, beginnings, parts
+from modicum.captioning.clips import as_clips, beginnings, parts, shown_and_said
 from modicum.captioning.model import Captioner
 from modicum.checkpoint.captioner_folder import captioner_checkpoint
 from modicum.checkpoint.hf import UnknownFamilyError, stock_config, to_stock
@@ -124,20 +124,22 @@ def convert_to_gqa(
     ckpt: Checkpoint,
     n_kv_heads: int,
     method: str = "mean",
-    calibration: Sequence[Sequence[int]] | str | Path | None = None,
+    calibration: Sequence[Any] | str | Path | None = None,
     seed: int = 0,
     on_layer: Callable[[], Any] | None = None,
 ) -> Checkpoint:
     """The same checkpoint with fewer key-value heads (2305.13245).
 
     Args:
-        ckpt: of a native family, or a ViViT; multi-head or grouped already.
+        ckpt: of a native family, a ViViT, or a captioner, of which self- and cross-attention share; multi-head or grouped
+            already.
         n_kv_heads: must divide the checkpoint's own number.
         method: mean, first or random, as in the paper; aligned (`gqa.align`), averages of heads brought into one form;
             merged (`gqa.merge`, `gqa.refit`), which loses least.
         calibration: for aligned and merged of language models: lists of token ids, or a text file; ten tokens per unit of
-            width are enough. The model is then loaded and converted layer by layer. Without it the weights alone decide,
-            which is worse, and tensors are made when they are asked for.
+            width are enough. Of captioners: pairs of a clip and its caption, as `caption` takes them. The model is then
+            loaded and converted layer by layer. Without it the weights alone decide, which is worse, and tensors are made
+            when they are asked for.
         seed: of random.
         on_layer: called after every attention layer that calibration has converted.
 
@@ -166,10 +168,10 @@ def convert_to_gqa(
     return changed_checkpoint(ckpt, model.config, native, files)
 
 
-def calibration_batches(
-    model: Any, calibration: Sequence[Sequence[int]] | str | Path
-) -> list[tuple[torch.Tensor, ...]]:
+def calibration_batches(model: Any, calibration: Sequence[Any] | str | Path) -> list[tuple[torch.Tensor, ...]]:
     """What the model is called with to be calibrated; of a text file at most `CALIBRATION_TOKENS` are read."""
+    if isinstance(model, Captioner):
+        return shown_and_said(model, calibration)
     if not isinstance(calibration, str | Path):
         ids = encode_prompts(model, calibration)
     elif model.tokenizer is None:

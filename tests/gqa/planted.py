@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from modicum.config import EncoderDecoderConfig, RopeConfig, VivitConfig
+from modicum.config import CaptionerConfig, EncoderDecoderConfig, RopeConfig, VivitConfig, with_kv_heads
 from modicum.gqa.align import complex_matrix, gauge_keys, gauge_values, permuted, query_order
 from modicum.gqa.heads import places, put, take
-from tests.helpers import tiny, tiny_t5
+from tests.helpers import tiny, tiny_captioner, tiny_t5
 from tests.vivit.tiny import clip, tiny_vivit
 
 ROPE = RopeConfig(rotary_dim=10)
@@ -38,6 +38,8 @@ FAMILIES = {
     "gpt2": lambda: tiny(rope=None, **LAYERED),
     "gpt_neox": lambda: tiny(rope=RopeConfig(rotary_dim=4), parallel=True, **LAYERED),
     "t5": tiny_t5,
+    "captioner": lambda: tiny_captioner(),
+    "captioner-gpt2": lambda: tiny_captioner(rope=None, **LAYERED),
     "vivit-1": lambda: video("spacetime"),
     "vivit-2": lambda: video("factorized_encoder", temporal_layers=2),
     "vivit-3": lambda: video("factorized_self_attention", pooling="gap"),
@@ -55,7 +57,22 @@ def logits(model):
 
 
 def inputs(config):
+    if isinstance(config, CaptionerConfig):
+        return memories(len(IDS)), IDS
     return (IDS, IDS.flip(1)[:, :7]) if isinstance(config, EncoderDecoderConfig) else (IDS,)
+
+
+def memories(n, seed=4):
+    """What a captioner's encoder may have made of n clips: of more vectors than a head is wide, or one could say it all."""
+    return torch.randn(n, 13, 14, generator=torch.Generator().manual_seed(seed))
+
+
+def examples(config, ids_NBL):
+    """What a model is called with to be calibrated, of each of these token ids [B, L]."""
+    if isinstance(config, CaptionerConfig):
+        return [(memories(len(ids), seed), ids) for seed, ids in enumerate(ids_NBL)]
+    both = isinstance(config, EncoderDecoderConfig)
+    return [(ids, ids.flip(1)) if both else (ids,) for ids in ids_NBL]
 
 
 def with_tensors(model, config, tensors):
@@ -68,7 +85,7 @@ def with_tensors(model, config, tensors):
 def disguised(model, n_kv_heads, seed=0):
     """The same function with more key-value heads: every head in a gauge of its own, and their order shuffled."""
     generator = torch.Generator().manual_seed(seed)
-    config = replace(model.config, n_kv_heads=n_kv_heads)
+    config = with_kv_heads(model.config, n_kv_heads)
     state = model.dense_state()
     shuffles = {}
     for before, after in zip(places(model.config), places(config), strict=True):

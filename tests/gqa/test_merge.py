@@ -126,7 +126,7 @@ def test_moments():
     assert centred[-1].abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("family", ["llama", "t5"])
+@pytest.mark.parametrize("family", ["llama", "t5", "captioner"])
 def test_statistics_are_moments_of_what_layers_read(family):
     model = FAMILIES[family]()
     prefix = "blocks.1.attention" if family == "llama" else "decoder.blocks.1.cross"
@@ -150,7 +150,7 @@ def test_statistics_are_moments_of_what_layers_read(family):
         assert probs.triu(1).abs().max() == 0
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "t5"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "t5", "captioner"])
 def test_attention_by_hand_is_the_kernels(family):
     """`log_probabilities` gives the weights by which the layer's own output is made."""
     model = FAMILIES[family]()

@@ -7,7 +7,7 @@ from modicum.gqa.align import balanced, rms
 from modicum.gqa.convert import ConvertedTensors
 from modicum.gqa.heads import places, put, take
 from modicum.gqa.refit import convert_model
-from tests.gqa.planted import FAMILIES, TEXT, disguised, inputs, logits, with_tensors
+from tests.gqa.planted import FAMILIES, TEXT, disguised, examples, logits, with_tensors
 from tests.helpers import tiny
 
 
@@ -27,7 +27,7 @@ def test_exact_gauges(pair):
     assert (logits(wide) - logits(model)).abs().max() < 1e-10
     # A gauge that is none is seen.
     with torch.no_grad():
-        next(p for name, p in wide.named_parameters() if name.endswith("project.k.weight"))[0] *= 1.1
+        wide.get_parameter(f"{next(places(wide.config)).prefix}.project.k.weight")[0] *= 1.1
     assert (logits(wide) - logits(model)).abs().max() > 1e-6
 
 
@@ -68,7 +68,7 @@ def test_calibrated(family, method):
     model = FAMILIES[family]()
     wide = disguised(model.double(), model.config.n_heads).float()
     ids = torch.randint(0, 29, (8, 2, 11), generator=torch.Generator().manual_seed(5))
-    batches = [(x,) if len(inputs(model.config)) == 1 else (x, x.flip(1)) for x in ids]
+    batches = examples(model.config, ids)
     layers = []
     convert_model(wide, batches, model.config.n_kv_heads, method, lambda: layers.append(1))
     assert wide.config == model.config

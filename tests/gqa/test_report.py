@@ -30,7 +30,7 @@ def test_measured_on_text(family):
 
 
 # Those whose tiny sizes a stock layout can hold.
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.startswith(("llama", "t5", "vivit"))])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.startswith(("llama", "t5", "captioner", "vivit"))])
 def test_by_the_weights_alone(family, tmp_path):
     model = FAMILIES[family]()
     held, n_heads = model.config.n_kv_heads, model.config.n_heads

@@ -67,13 +67,30 @@ def in_cell(probs, token):
     return (end - float(probs[token]) / 2) / float(probs.sum())
 
 
-def deviation(name, target, source, text, params, C):
+class About:
+    """A captioner that has seen its clip, as the decoder-only model that it then is."""
+
+    def __init__(self, target, memory):
+        self.target, self.memory = target, memory
+
+    def __call__(self, ids):
+        return self.target(self.memory[None], ids)
+
+    def hidden(self, ids, n_layers=None):
+        return self.target.hidden(self.memory[None], ids, n_layers=n_layers)
+
+    def __getattr__(self, name):
+        return getattr(self.target.decoder, name)
+
+
+def deviation(name, target, source, text, params, C, memory=None):
     """How far the text distribution of one loop is from the target's, every piece of the loop's outcome going through the
-    engine as a row of one batch; and the number of rows."""
+    engine as a row of one batch; and the number of rows. `memory` is what a captioner has seen."""
     V, sampler = target.config.vocab_size, Sampler([params], torch.device("cpu"))
+    whole = target if memory is None else About(target, memory)
     with torch.no_grad():
-        wanted = toy(lambda prefix: target(torch.tensor([[*text, *prefix]]))[0, -1], text, sampler)
-        offered = toy(lambda prefix: logits_of(name, source, target, text, prefix), text, sampler)
+        wanted = toy(lambda prefix: whole(torch.tensor([[*text, *prefix]]))[0, -1], text, sampler)
+        offered = toy(lambda prefix: logits_of(name, source, whole, text, prefix), text, sampler)
         noise, shares = [], []
         for drawn in itertools.product(range(V), repeat=C):
             weight = chance(offered, (), drawn)
@@ -84,7 +101,13 @@ def deviation(name, target, source, text, params, C):
                     uniforms[i, Purpose.DRAFT] = in_cell(drafts[i], token)
                 noise.append(uniforms)
                 shares.append(weight * share)
-        request = {"prompt": text, "params": params, "eos_ids": frozenset(), "max_total": len(text) + C + 1}
+        request = {
+            "prompt": text,
+            "source": memory,
+            "params": params,
+            "eos_ids": frozenset(),
+            "max_total": len(text) + C + 1,
+        }
         batch = Batch(
             [Request(index=i, key=i, **request) for i in range(len(noise))], vocab_size=V, device=torch.device("cpu")
         )

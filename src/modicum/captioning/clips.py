@@ -105,8 +105,7 @@ def _frames(model: Captioner, clip: Any, protocol: Protocol) -> Tensor:
 def _memories(model: Captioner, clips: list[Tensor]) -> Iterator[Tensor]:
     """Clips of equal length, which is usual, are encoded together."""
     made: dict[int, Tensor] = {at: clip for at, clip in enumerate(clips) if clip.dim() == 2}
-    shapes = {(clip.shape, clip.dtype) for clip in clips if clip.dim() == 4}
-    for shape, dtype in sorted(shapes, key=str):
+    for shape, dtype in dict.fromkeys((clip.shape, clip.dtype) for clip in clips if clip.dim() == 4):
         places = [at for at, clip in enumerate(clips) if (clip.shape, clip.dtype) == (shape, dtype)]
         video = torch.stack([clips[at] for at in places]).to(model.device)
         made.update(zip(places, model.encode(video), strict=True))
@@ -126,3 +125,25 @@ def parts(
         ready = [replace(request, source=memory) for request, memory in zip(some, memories, strict=True)]
         add_seconds(by_part, {"encode": perf_counter() - began})
         yield ready
+
+
+@torch.no_grad()
+def shown_and_said(model: Captioner, pairs: Any) -> list[tuple[Tensor, ...]]:
+    """Pairs of a clip and its caption, text or ids, as the model is called with them: memories [1, M, D'] and ids [1, L].
+
+    Raises:
+        UsageError: something else than pairs.
+    """
+    several = None if isinstance(pairs, str | Path) else [tuple(pair) for pair in pairs if not isinstance(pair, int)]
+    if not several or any(len(pair) != 2 or isinstance(pair[0], int) for pair in several):
+        raise UsageError(
+            "a captioner is calibrated on what it sees and says: give pairs of a clip and its caption, as in "
+            '[("clip.mp4", "a dog runs"), ...]'
+        )
+    shown, said = zip(*several, strict=True)
+    ids = beginnings(model, list(said), len(shown))
+    clips = [clip for given in shown for clip in as_clips(given)]
+    memories = encoded(model, clips, Protocol(views=(1, 1)))
+    return [
+        (memory[None], torch.tensor([text], device=model.device)) for memory, text in zip(memories, ids, strict=True)
+    ]

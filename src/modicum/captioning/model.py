@@ -81,11 +81,11 @@ class Captioner(Reader):
             UsageError: a clip of another shape, or no encoder to read it with.
         """
         vivit = self.watching
-        frames_BTD, patches_BTSD = vivit.tokens(video)
-        if not frames_BTD.shape[1]:
+        if video.shape[1] < vivit.config.tubelet_size[0]:
             raise UsageError(
                 f"a clip of {video.shape[1]} frames holds no tubelet of {vivit.config.tubelet_size[0]}: give more frames"
             )
+        frames_BTD, patches_BTSD = vivit.tokens(video)
         return patches_BTSD.flatten(1, 2) if self.config.memory == "patches" else vivit.over_time(frames_BTD)
 
     def encode_frames(self, video: Tensor) -> Tensor:

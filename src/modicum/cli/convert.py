@@ -27,7 +27,7 @@ modicum convert ./multi-head ./draft --kv-heads 8 --method merged --keep-layers 
 modicum evaluate ./multi-head ./gqa ./mqa --data held-out.txt"""
 
 # Families whose stock classes know no groups.
-ONLY_HERE = ("gpt2", "gpt_neox", "t5")
+ONLY_HERE = ("gpt2", "gpt_neox", "t5", "captioner")
 # Of a folder of calibration texts at least so many are read, a part of each.
 TEXTS = 16
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modicum.cli import common, inspect_vivit
+from modicum.cli import common, inspect_captioner, inspect_vivit
 from modicum.errors import UsageError
 
 EXAMPLES = """Examples:
@@ -54,7 +54,7 @@ def inspect(
     ] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Sizes and costs: a text model's key-value cache at each number of key-value heads, a ViViT's multiply-adds."""
+    """Sizes and costs: a text model's or captioner's key-value caches at each number of heads, a ViViT's multiply-adds."""
     given = {
         "variant": variant,
         "temporal_layers": temporal_layers,
@@ -78,11 +78,14 @@ def inspect(
             )
         facts = gather(model, shown, measure=measure)
     if "gflops" not in facts and (views or measure):
-        raise UsageError(f"{model} is a text model: leave out --views and --measure, which are for videos")
+        kind = "captioner" if "memory_slots" in facts else "text model"
+        raise UsageError(f"{model} is a {kind}: leave out --views and --measure, which are for classifying videos")
     if as_json:
         print(json.dumps(facts))
     elif "gflops" in facts:
         inspect_vivit.show(facts)
+    elif "memory_slots" in facts:
+        inspect_captioner.show(facts)
     else:
         show(facts)
 
@@ -138,13 +141,15 @@ def gather(model: str, views: tuple[int, int], *, measure: bool) -> dict[str, An
     from modicum import resources
     from modicum.checkpoint.hub import outline
     from modicum.checkpoint.native import read_config
-    from modicum.config import VivitConfig
+    from modicum.config import CaptionerConfig, VivitConfig
 
     found = outline(resources.model_presets().get(model) or model)
     config = read_config(found.config)
     if isinstance(config, VivitConfig):
         stored = {"dtype": found.dtype, "file_bytes": found.file_bytes}
         return {**inspect_vivit.gather(model, config, views, measure=measure), **stored}
+    if isinstance(config, CaptionerConfig):
+        return {**inspect_captioner.gather(config, found.dtype), "file_bytes": found.file_bytes}
     return {**gather_text(config, found.dtype), "file_bytes": found.file_bytes}
 
 
