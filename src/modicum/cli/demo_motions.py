@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 FRAMES, SIDE = 16, 32
-STEPS, BATCH = 200, 32
+STEPS, BATCH = 250, 32
 
 
 def small_model() -> Any:

@@ -29,7 +29,9 @@ def write(story: Any, target_name: str, draft_name: str) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 24 if step.quick else 160, "temperature": 0, "ignore_eos": True}
         drafting = {"draft": draft, "num_draft_tokens": K}
         show(step, target, prompts[0], {**settings, **drafting})
-        plain_times, draft_times, stats = [], [], []
+        plain_times: list[float] = []
+        draft_times: list[float] = []
+        stats: list[Any] = []
         with step.bar("plain and with draft", rounds * len(prompts)) as advance:
             for _ in range(rounds):
                 if sum(plain_times + draft_times) > SECONDS:

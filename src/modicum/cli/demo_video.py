@@ -76,11 +76,11 @@ def make(story: Any, model: Any, folder: Path) -> list[Clip]:
         step.headline(f"{speed} clips/s", "drawn and encoded as video files", line)
         step.section.text(
             "An object stands once at each point of a small lattice, and the label says in which direction the lattice is "
-            "walked. So neither one frame tells the classes apart, nor do all of them without their order: a model has to "
-            "watch, not to look."
+            "walked, line by line. So neither one frame tells the classes apart, nor do all of them without their order: a "
+            "model has to watch, not to look."
         )
         shown = [
-            strip(clip.frames, f"Frames from left to right: something {clip.label}", [(clip.path.name, clip.label)])
+            strip(clip.frames, f"All frames in order: something {clip.label}", [(clip.path.name, clip.label)], most=16)
             for clip in clips[: len(labels)]
         ]
         step.section.strips(shown)
