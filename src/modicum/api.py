@@ -295,7 +295,7 @@ def caption(
     Every clip is encoded once; target and draft read what the encoder made of it.
 
     Args:
-        model: a captioner from `load` or `caption.assemble`.
+        model: a captioner from `load` or `captioning.assemble.from_parts`.
         videos: a path of a video file or of a folder of images; frames [T, height, width, 3], uint8 or float in [-1, 1],
             of the model's number of frames (a factorized encoder without temporal layers takes any); or several of
             either. uint8 frames of another size are resized and cropped as files are. A memory [M, D'] that
@@ -318,7 +318,7 @@ def caption(
     """
     if not isinstance(model, Captioner):
         raise UsageError(
-            f"{type(model).__name__} writes no captions: give a captioner, such as `caption.assemble` makes"
+            f"{type(model).__name__} writes no captions: give a captioner, such as `captioning.assemble.from_parts` makes"
         )
     known = [field.name for field in fields(Settings)]
     for name in settings:
