@@ -12,6 +12,7 @@ VERBS = (
     "certify",
     "evaluate",
     "classify",
+    "caption",
     "inspect",
     "train",
     "convert",

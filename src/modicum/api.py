@@ -1,7 +1,8 @@
 """Load, save, convert, generate, classify, caption: where prompts and videos become an answer."""
 
+import secrets
 from collections import ChainMap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from modicum import resources
 from modicum.assembly import build, pick_device, pick_dtype
 from modicum.captioning.clips import as_clips, beginnings, parts, shown_and_said
 from modicum.captioning.model import Captioner
+from modicum.captioning.windows import WindowCaption, memory_windows, stride_of
 from modicum.checkpoint.captioner_folder import captioner_checkpoint
 from modicum.checkpoint.hf import UnknownFamilyError, stock_config, to_stock
 from modicum.checkpoint.hub import resolve
@@ -27,6 +29,7 @@ from modicum.decode.batch import OnToken, TokenEvent
 from modicum.decode.logprobs import TokenLogprob
 from modicum.decode.output import GenerationOutput
 from modicum.decode.prompts import encode_prompts
+from modicum.decode.random import stream_key
 from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_convertible, check_method, convert_checkpoint
 from modicum.gqa.refit import convert_model, converted_tensors
@@ -42,6 +45,7 @@ __all__ = [
     "TokenEvent",
     "TokenLogprob",
     "caption",
+    "caption_windows",
     "classify",
     "convert_to_gqa",
     "generate",
@@ -316,10 +320,7 @@ def caption(
         UsageError: an argument that cannot be honoured, a draft with another encoder or tokenizer.
         VideoError: a file cannot be read.
     """
-    if not isinstance(model, Captioner):
-        raise UsageError(
-            f"{type(model).__name__} writes no captions: give a captioner, such as `captioning.assemble.from_parts` makes"
-        )
+    check_captioner(model)
     known = [field.name for field in fields(Settings)]
     for name in settings:
         if name not in known:
@@ -335,6 +336,51 @@ def caption(
     )
     writing = Writing(model, beginnings(model, prompt, len(clips)), chosen)
     return writing.texts(parts(model, writing.requests, clips, protocol, writing.by_part))
+
+
+def caption_windows(
+    model: Any,
+    video: str | Path,
+    every: float | None = None,
+    window: float | None = None,
+    stride: int = 2,
+    fps: float | None = 25.0,
+    short_side: int | None = None,
+    seed: int | tuple[int, int] | None = None,
+    on_window: Callable[[float, float], Any] | None = None,
+    **settings: Any,
+) -> Iterator[WindowCaption]:
+    """Write about a long video window by window as it is read, in constant memory.
+
+    Args:
+        model: a captioner, as for `caption`.
+        video: a path of a video file or of a folder of images. One shorter than a window gives a single one, in which it
+            starts again from its beginning.
+        every: seconds from window to window, rounded to whole tubelets; None is as long as a window. Unless that leaves
+            gaps, the last window ends with the video.
+        window: seconds that a window spans, by the stride that comes nearest, in the place of `stride`.
+        seed: window i draws from its stream i.
+        on_window: called with the seconds at which a window begins and ends before it is written about.
+        settings: all others of `caption`.
+
+    Returns:
+        A `WindowCaption` per window, as soon as it is written: start, end, text, tokens, stats.
+
+    Raises:
+        UsageError: an argument that cannot be honoured.
+        VideoError: the file cannot be read.
+    """
+    config = check_captioner(model).config.encoder
+    if window is not None:
+        stride = stride_of(window, config.num_frames, fps)
+    protocol = Protocol(views=(1, 1), stride=stride, fps=fps, short_side=short_side)
+    base = secrets.randbits(62) if seed is None else seed if isinstance(seed, int) else stream_key(*seed)
+    for number, shown in enumerate(memory_windows(model, video, every, protocol)):
+        if on_window is not None:
+            on_window(shown.start, shown.end)
+        out = caption(model, [shown.parts], seed=[(base, number)], **settings)
+        text = None if out.texts is None else out.texts[0]
+        yield WindowCaption(shown.start, shown.end, text, out.tokens[0], out.stats)
 
 
 def classify(
@@ -373,6 +419,15 @@ def classify(
             raise result
         results.append(result[0])
     return results[0] if isinstance(videos, str | Path) else results
+
+
+def check_captioner(model: Any) -> Captioner:
+    """The model, refused if it is none that writes about videos."""
+    if not isinstance(model, Captioner):
+        raise UsageError(
+            f"{type(model).__name__} writes no captions: give a captioner, a ViViT joined to a text decoder"
+        )
+    return model
 
 
 def check_video_model(model: Any) -> Vivit:

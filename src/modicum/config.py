@@ -54,6 +54,38 @@ def nearest(name: str, choices: typing.Iterable[str]) -> str:
     return f": did you mean `{close[0]}`?" if close else f": choose one of {', '.join(sorted(names))}"
 
 
+class Section(Config):
+    """A table of a recipe: every value is of its field's type, checked before hours are spent on it."""
+
+    def __post_init__(self) -> None:
+        self.check_choices()
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not _fits(value, hint):
+                kind = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+                raise UsageError(f"`{name}` is {value!r}: give a value of type {kind}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a TOML value may stand where `hint` is declared; an integer may stand for a float, a bool for neither."""
+    options = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return value in options
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
+    if options:
+        return any(_fits(value, option) for option in options)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def require(valid: bool, name: str, value: object, remedy: str) -> None:
+    """Refuse `name = value` unless `valid`."""
+    if not valid:
+        raise UsageError(f"`{name}` is {value!r}: {remedy}")
+
+
 def _decode(hint: Any, value: Any) -> Any:
     """Turn JSON's lists and dictionaries back into the tuples and dataclasses that `hint` names."""
     for option in (hint, *typing.get_args(hint)):
@@ -199,6 +231,8 @@ class VivitConfig(Config):
     `num_frames` frames of `image_size` (height, width) are handed in; `sampled_frames` of them are kept by uniform
     frame sampling, None for all; `tubelet_size` is (time, height, width). `n_layers` is the depth of the encoder, of
     the spatial one in a factorized encoder, whose temporal one has `temporal_layers`: 0 averages the frame vectors.
+    `stochastic_depth` is the last layer's rate: layer l of L drops with rate * l / L (equation 10, l from 1), or, as in
+    the authors' code, with rate * (l - 1) / (L - 1), which never drops the first.
     `heads` names parts of one projection of `num_classes`, as {"noun": 300, "verb": 97}: in order, in pairs.
     """
 
@@ -222,6 +256,7 @@ class VivitConfig(Config):
     heads: tuple[tuple[str, int], ...] = ()
     pre_logits: int | None = None
     stochastic_depth: float = 0.0
+    stochastic_depth_rule: Literal["from_zero", "equation_10"] = "from_zero"
     qkv_bias: bool = True
     norm_eps: float = 1e-6
     activation: Literal["gelu_tanh", "gelu", "relu", "silu"] = "gelu_tanh"

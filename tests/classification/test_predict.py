@@ -10,6 +10,7 @@ import modicum
 from modicum.classification.predict import Protocol, best, classify_files, read_views
 from modicum.classification.stream import classify_stream
 from modicum.errors import ModicumError, UsageError
+from modicum.video.datasets import VideoSample
 from modicum.video.read import Video
 from tests.classification.small import FRAMES, SIDE, small
 from tests.helpers import tiny
@@ -151,3 +152,12 @@ def test_stream_refusals(clip):
 def test_predictions_become_json():
     found = best({"": torch.tensor([0.0, 1.0])}, ["no", "yes"], 1)[0].to_dict()
     assert json.loads(json.dumps(found)) == {"label": "yes", "index": 1, "score": pytest.approx(1 / (1 + np.exp(-1)))}
+
+
+def test_views_of_a_part_are_those_of_the_part_alone(tmp_path):
+    """Frames 10 to 27 of 40, read as part of the whole and from a file of their own, show the same numbers."""
+    whole, alone = write_video(tmp_path / "whole.mp4", 40), write_video(tmp_path / "alone.mp4", range(10, 28))
+    part, protocol = VideoSample(whole, start=0.4, end=1.12), Protocol(views=(3, 1), stride=2, short_side=48)
+    seen, expected, others = (read_views(video, small().config, protocol) > 128 for video in (part, alone, whole))
+    assert torch.equal(seen, expected)
+    assert not torch.equal(seen, others)

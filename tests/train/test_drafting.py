@@ -104,7 +104,7 @@ def test_training_lowers_the_loss_and_raises_acceptance(kind, learned, tmp_path)
     optim = OptimSection(steps=200, batch=8, lr=1e-2, warmup=5, bf16=False, weight_decay=0.0)
     run = RunSection(folder=str(tmp_path), log_every=1000, validate_every=1000, save_every=1000)
     first = task.quality(network, bf16=False)[0]
-    last = Training("drafting", network, task, optim=optim, run=run, settings={}).go(resume=False)[1]
+    last = Training("drafting", network, task, optim=optim, run=run, settings={}).go(resume=False)[1].loss
     assert last < 0.6 * first
     trained = acceptance(network)
     assert 1 - trained.acceptance_rate < 0.8 * (1 - untrained.acceptance_rate)

@@ -115,7 +115,7 @@ def test_padding_changes_nothing(make, start):
     assert sum(split.loss(model, part).item() for part in range(3)) / 3 == pytest.approx(loss, rel=1e-5)
     assert whole.quality(model, bf16=False)[0] == pytest.approx(loss, rel=1e-5)
     assert split.quality(model, bf16=False)[0] == pytest.approx(loss, rel=1e-5)
-    assert (whole.tokens_per_batch, split.tokens_per_batch) == (20, 7)
+    assert (whole.per_batch, split.per_batch) == (20, 7)
     # By hand, from the logits of each example alone.
     nats = 0.0
     for given, wanted in pairs:

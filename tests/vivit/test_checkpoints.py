@@ -104,7 +104,8 @@ def test_a_key_that_is_not_honoured_is_seen(tmp_path, key, value):
 
 def test_a_fresh_model_in_transformers(tmp_path):
     """A model that never had a config.json: what we write, `transformers` reads."""
-    model = tiny_vivit(variant=M1, activation="silu", head_dim=7, stochastic_depth=0.1)
+    depth = {"stochastic_depth": 0.1, "stochastic_depth_rule": "equation_10"}
+    model = tiny_vivit(variant=M1, activation="silu", head_dim=7, **depth)
     model.labels = LABELS
     modicum.save(model, tmp_path / "new")
     again = loaded(tmp_path / "new")

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from modicum.core.block import StochasticDepth
+from modicum.errors import UsageError
 from tests.vivit.tiny import M2, M3, MODELS, clip, name_of, tiny_vivit
 
 
@@ -29,6 +30,24 @@ def test_the_rate_grows_linearly_to_the_last_layer(kind):
     # The temporal encoder of a factorized encoder has three layers of its own.
     assert rates == pytest.approx([0, 0.15, 0.3, 0.45, 0.6] + [0, 0.3, 0.6] * (kind["variant"] == M2))
     assert drops(tiny_vivit(n_layers=1, stochastic_depth=0.6, **kind))[0].rate == 0
+
+
+@pytest.mark.parametrize("kind", MODELS, ids=name_of)
+def test_equation_10_drops_the_first_layer_too(kind):
+    model = tiny_vivit(n_layers=4, stochastic_depth=0.6, stochastic_depth_rule="equation_10", **kind)
+    rates = [drop.rate for drop in drops(model)]
+    assert rates == pytest.approx([0.15, 0.3, 0.45, 0.6] + [0.2, 0.4, 0.6] * (kind["variant"] == M2))
+    assert (
+        drops(tiny_vivit(n_layers=1, stochastic_depth=0.6, stochastic_depth_rule="equation_10", **kind))[0].rate == 0.6
+    )
+    with torch.no_grad():
+        assert torch.equal(model(clip()), tiny_vivit(n_layers=4, **kind)(clip()))  # evaluation drops nothing
+        assert not torch.equal(model.train()(clip(5)), model.eval()(clip(5)))
+
+
+def test_the_rule_has_two_names():
+    with pytest.raises(UsageError, match="`stochastic_depth_rule` is 'equation10': did you mean `equation_10`"):
+        tiny_vivit(variant=M2, stochastic_depth_rule="equation10")
 
 
 @pytest.mark.parametrize("kind", MODELS, ids=name_of)

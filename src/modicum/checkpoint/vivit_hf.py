@@ -65,6 +65,7 @@ def vivit_config(config: Mapping[str, Any]) -> VivitConfig:
             ffn_dim=integer(config, "intermediate_size", 3072),
             num_classes=_num_classes(config),
             stochastic_depth=number(config, "stochastic_depth", 0.0),
+            stochastic_depth_rule=config.get("stochastic_depth_rule") or "from_zero",
             qkv_bias=flag(config, "qkv_bias", True),
             norm_eps=number(config, "layer_norm_eps", 1e-6),
             activation=ACTIVATIONS[activation],  # type: ignore[arg-type]
@@ -132,8 +133,9 @@ def _written(cfg: VivitConfig) -> dict[str, Any]:
     if cfg.head_dim * cfg.n_heads != cfg.dim:
         result["head_dim"] = cfg.head_dim
     if cfg.stochastic_depth:
-        # Not a stock key: a rate for training, which the stock class ignores.
+        # Not stock keys: a rate for training, which the stock class ignores.
         result["stochastic_depth"] = cfg.stochastic_depth
+        result["stochastic_depth_rule"] = cfg.stochastic_depth_rule
     return result
 
 

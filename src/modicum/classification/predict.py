@@ -1,6 +1,6 @@
 """From videos to labels: views read and cropped, logits averaged, the best classes named."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modicum.classification.views import crops_of, temporal_views
 from modicum.errors import UsageError
-from modicum.video.read import Video, VideoError
+from modicum.video.datasets.sample import VideoSample
+from modicum.video.read import VideoError
 
 ACTION = "action"
 
@@ -51,16 +52,18 @@ class Protocol:
             raise UsageError(f"{self.views[1]} spatial crops were asked for: choose 1 or 3, as in 4x3")
 
 
-def read_views(path: str | Path, config: Any, protocol: Protocol) -> Tensor:
-    """All views of a video file: uint8 [views, frames, height, width, 3], crops of one moment side by side.
+def read_views(path: str | Path | VideoSample, config: Any, protocol: Protocol, threads: str = "SLICE") -> Tensor:
+    """All views of a video file, or of a data set's part of one: uint8 [views, frames, height, width, 3], crops of one
+    moment side by side. `threads` as for `Video`.
 
     Raises:
         VideoError: the file cannot be read.
     """
-    with Video(path, fps=protocol.fps) as video:
-        moments = temporal_views(video.n_frames, config.num_frames, protocol.stride, protocol.views[0])
+    sample = path if isinstance(path, VideoSample) else VideoSample(Path(path))
+    with sample.opened(protocol.fps, threads) as (video, ticks):
+        moments = temporal_views(len(ticks), config.num_frames, protocol.stride, protocol.views[0])
         wanted = sorted({index for moment in moments for index in moment})
-        frames = video.frames(wanted)
+        frames = video.frames([ticks[index] for index in wanted])
         place = {index: at for at, index in enumerate(wanted)}
     picked = (frames[[place[index] for index in moment]] for moment in moments)
     views = (crops_of(clip, config.image_size, protocol.short_side, protocol.views[1]) for clip in picked)
@@ -126,24 +129,28 @@ def classify_files(
     The next file is decoded while the model looks at this one.
     """
     model.for_inference()
+    for views in read_ahead(paths, lambda path: read_views(path, model.config, protocol)):
+        if isinstance(views, VideoError):
+            yield views
+        else:
+            yield best(logits_of(model, views, protocol.batch), model.labels, protocol.top), views
 
-    def views(path: str | Path) -> Tensor:
-        return read_views(path, model.config, protocol)
 
-    with ThreadPoolExecutor(max_workers=1) as decoder:
+def read_ahead(paths: Iterable[str | Path], read: Callable[[str | Path], Tensor]) -> Iterator[Tensor | VideoError]:
+    """What `read` makes of each file, or why it could not; the next is read while the caller looks at this one."""
+    with ThreadPoolExecutor(max_workers=1) as reader:
         ahead: Future[Tensor] | None = None
         for path in paths:
-            coming = decoder.submit(views, path)
+            coming = reader.submit(read, path)
             if ahead is not None:
-                yield _predicted(model, ahead, protocol)
+                yield _result(ahead)
             ahead = coming
         if ahead is not None:
-            yield _predicted(model, ahead, protocol)
+            yield _result(ahead)
 
 
-def _predicted(model: Any, views: Future[Tensor], protocol: Protocol) -> tuple[Predictions, Tensor] | VideoError:
+def _result(reading: Future[Tensor]) -> Tensor | VideoError:
     try:
-        clips = views.result()
+        return reading.result()
     except VideoError as error:
         return error
-    return best(logits_of(model, clips, protocol.batch), model.labels, protocol.top), clips

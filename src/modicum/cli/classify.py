@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from modicum.cli import common
-from modicum.errors import ModicumError, UsageError
+from modicum.cli.files import FileBar
+from modicum.errors import UsageError
 
 EXAMPLES = """Examples:
 
@@ -18,10 +19,6 @@ modicum classify ./vivit *.mp4 --views 4x3 --top 3 --json > predictions.json
 modicum classify ./vivit clip.mp4 --frames-sheet sheet.png
 
 modicum classify ./vivit --stream long.mp4 --every 1.0"""
-
-
-class SomeFailed(ModicumError):
-    """Files that could not be read, after the others were classified."""
 
 
 def classify(
@@ -69,22 +66,18 @@ def classify(
 
 def show_files(model: Any, videos: list[str], protocol: Any, sheet: Path | None, *, as_json: bool) -> None:
     """Classify files with a bar over them; failures are named as they come and counted at the end."""
-    import sys
-
     from rich.console import Console
-    from rich.progress import Progress
 
     from modicum.classification.predict import classify_files
+    from modicum.video.read import VideoError
 
     answer, notes = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False)
     results: list[Any] = []
-    with Progress(console=notes, transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("videos", total=len(videos))
+    with FileBar(notes, len(videos)) as files:
         for path, result in zip(videos, classify_files(model, videos, protocol), strict=True):
-            bar.advance(task)
-            if isinstance(result, ModicumError):
+            if isinstance(result, VideoError):
+                files.failed(result)
                 results.append(None)
-                notes.print(f"modicum: {result}", soft_wrap=True, markup=False)
                 continue
             predictions, seen = result
             results.append(to_json(predictions))
@@ -95,11 +88,10 @@ def show_files(model: Any, videos: list[str], protocol: Any, sheet: Path | None,
                 notes.print(f"frames in {sheet}", soft_wrap=True)
             if not as_json:
                 print_predictions(answer, path, predictions)
+            files.advance()
     if as_json:
         print(json.dumps(results))
-    failed = results.count(None)
-    if failed:
-        raise SomeFailed(f"{failed} of {len(videos)} videos could not be read, the others were classified")
+    files.check("classified")
 
 
 def show_stream(model: Any, path: str, every: float, protocol: Any, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from modicum import __version__
 from modicum.cli import (
+    caption,
     certify,
     classify,
     compare,
@@ -59,6 +60,7 @@ app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=inspect.EXAMPLES)(inspect.inspect)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command(epilog=classify.EXAMPLES)(classify.classify)
+app.command(epilog=caption.EXAMPLES)(caption.caption)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=uptrain.EXAMPLES)(uptrain.uptrain)
 app.command(epilog=convert_video.EXAMPLES)(convert_video.convert_video)

@@ -15,7 +15,13 @@ modicum train recipes/code-target.toml --resume
 
 modicum train recipes/draft-heads.toml drafter.target=./big data.source=./texts
 
-modicum train recipes/finetune.toml model.source=./gqa-8 data.pairs=train.jsonl data.held_out=dev.jsonl"""
+modicum train recipes/finetune.toml model.source=./gqa-8 data.pairs=train.jsonl data.held_out=dev.jsonl
+
+modicum train vivit-synthetic
+
+modicum train vivit-k400 data.format=folder data.root=./videos model.start=./vivit run.folder=runs/mine --dry-run
+
+torchrun --nproc-per-node 8 -m modicum train vivit-k400 data.root=/data/k400"""
 
 
 def train(
@@ -26,7 +32,8 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last saved state, bit for bit.")] = False,
 ) -> None:
-    """Train a model or a drafter by a recipe, or fine-tune a model; Ctrl-C saves, --resume goes on as if nothing was."""
+    """Train a language model, a drafter or a video classifier by a recipe, or fine-tune; Ctrl-C saves, --resume goes on as
+    if nothing was."""
     from modicum import resources
     from modicum.train import run
 

@@ -29,11 +29,11 @@ from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_method
 from modicum.gqa.heads import places
 from modicum.lm.objective import objective_of
-from modicum.train.loop import check_fresh, console, state_path
+from modicum.train.loop import check_fresh, console, remove_state, state_path
 from modicum.train.onward import Outcome, schedule, sitting, train_on
 from modicum.train.recipe import DataSection, Section, require
 from modicum.train.run import size_of
-from modicum.train.state import saved_progress
+from modicum.train.state import usable_state
 from modicum.train.task import Task, digest, teacher_trouble
 from modicum.train.text import SUFFIXES, find_corpus, tokenize
 
@@ -235,7 +235,7 @@ class Uptraining:
         check_goal(self.destination, overwrite=force)
         check_fresh(self.folder, resume)
         if resume:
-            saved_progress(state_path(self.folder))
+            usable_state(state_path(self.folder))
         device = pick_device(self.settings.device)
         original = self._built(self.checkpoint, device)
         source_weights = digest(original)
@@ -337,7 +337,7 @@ class Uptraining:
         model.stock_config = self.checkpoint.config
         model.files = {**self.checkpoint.files, RECORD: json.dumps(record, indent=2).encode()}
         api.save(model.to(self.dtype), self.destination, overwrite=force)
-        state_path(self.folder).unlink()
+        remove_state(self.folder)
         shutil.rmtree(self.folder / "data")
         numbers = [model.cache_bytes_per_token * heads // self.kv_heads for heads in facts["kv_heads"]]
         return facts | {"kv_bytes_per_token": numbers}

@@ -1,6 +1,8 @@
 """Plots of measured results."""
 
 import os
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,15 @@ def speculation_figure(rows: list[dict[str, Any]], path: Path, title: str) -> No
     write_png(figure, path)
 
 
-def frames_sheet(views: Any, title: str, path: Path, *, crops: int = 1, most: int = 8) -> None:
+def frames_sheet(
+    views: Any, title: str, path: Path, *, crops: int = 1, most: int = 8, captions: Sequence[str] | None = None
+) -> None:
     """The frames that each view of a video saw, a row per view. Writes a PNG.
 
     Args:
         views: uint8 [views, frames, height, width, 3]; the crops of one moment follow each other.
         most: frames drawn of each view, evenly spread.
+        captions: a line over each row instead of the numbers of views and frames.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -68,7 +73,8 @@ def frames_sheet(views: Any, title: str, path: Path, *, crops: int = 1, most: in
     pyplot = load_pyplot()
     n_views, n_frames, height, width = views.shape[:4]
     columns = min(most, n_frames)
-    size = (1.5 * columns + 0.6, 1.5 * height / width * n_views + 0.8)
+    heading = 0.25 if captions else 0
+    size = (1.5 * columns + 0.6, (1.5 * height / width + heading) * n_views + (0 if captions else 0.8))
     figure, axes = pyplot.subplots(n_views, columns, figsize=size, layout="constrained", squeeze=False)
     for row in range(n_views):
         for column in range(columns):
@@ -77,12 +83,59 @@ def frames_sheet(views: Any, title: str, path: Path, *, crops: int = 1, most: in
             axis.imshow(views[row, at].numpy())
             axis.set_xticks([])
             axis.set_yticks([])
-            if row == 0:
+            if row == 0 and captions is None:
                 axis.set_title(f"frame {at + 1}", fontsize=8)
         name = f"view {row // crops + 1}" + (f", crop {row % crops + 1}" if crops > 1 else "")
-        axes[row][0].set_ylabel(name, fontsize=8)
+        if captions is None:
+            axes[row][0].set_ylabel(name, fontsize=8)
+        else:
+            # A blank title keeps the height free. The line itself runs over all columns, of which the layout knows nothing,
+            # and dollar signs are dollar signs.
+            axes[row][0].set_title(" ", fontsize=9)
+            line = axes[row][0].text(
+                0, 1.04, fitted(captions[row], columns), transform=axes[row][0].transAxes, fontsize=9, parse_math=False
+            )
+            line.set_in_layout(False)
+    if title:
+        figure.suptitle(title)
+    write_png(figure, path)
+
+
+def confusion_figure(counts: Any, labels: list[str], path: Path, title: str) -> None:
+    """What is taken for what: a row per true class, a column per named one, shares of each row. Writes a PNG.
+
+    Args:
+        counts: integers [V, V], of a row's class named as a column's. Up to 40 classes are written out, with the shares
+            of up to 20; of more only the colours can be told apart.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    pyplot = load_pyplot()
+    V = len(labels)
+    shares = counts / counts.sum(1, keepdims=True).clip(min=1)
+    side = min(16.0, 3.5 + 0.35 * V)
+    figure, axis = pyplot.subplots(figsize=(side + 1, side), layout="constrained")
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if V <= 40:
+        axis.set_xticks(range(V), labels, rotation=60, ha="right", fontsize=8)
+        axis.set_yticks(range(V), labels, fontsize=8)
+    if V <= 20:
+        for row, column in zip(*shares.nonzero(), strict=True):
+            share = shares[row, column]
+            colour = "white" if share > 0.6 else "black"
+            axis.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=7, color=colour)
+    axis.set_xlabel("named")
+    axis.set_ylabel("true")
+    figure.colorbar(image, label="share of a class's videos", shrink=0.8)
     figure.suptitle(title)
     write_png(figure, path)
+
+
+def fitted(text: str, columns: int) -> str:
+    """A text that fits over so many pictures, without characters that no font draws."""
+    drawable = "".join(character if character.isprintable() else " " for character in text)
+    return textwrap.shorten(drawable, width=21 * columns, placeholder=" …")
 
 
 def write_png(figure: Any, path: Path) -> None:

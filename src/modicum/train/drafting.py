@@ -23,9 +23,10 @@ from modicum.config import DecoderConfig
 from modicum.errors import UsageError
 from modicum.speculative.drafters.folder import KINDS, new_network
 from modicum.speculative.drafters.trained import DrafterConfig, Network
-from modicum.train.loop import Training, check_fresh, console, quality_line
+from modicum.train.loop import Training, check_fresh, console
 from modicum.train.recipe import OptimSection, RunSection, Section, require
 from modicum.train.state import Progress
+from modicum.train.task import TextFigures, TextWork
 from modicum.train.text import Corpus, Windows, find_corpus, tokenize
 
 # A drafter is judged on so many held-out tokens at most.
@@ -98,7 +99,7 @@ def is_drafting(values: dict[str, Any]) -> bool:
     return "drafter" in values
 
 
-class DraftTask:
+class DraftTask(TextWork):
     """Distillation: at every token of a text, each drafted place learns the target's distribution there.
 
     The loss is KL(target || drafter) in nats per token, at temperature 1, averaged over the places with their weights.
@@ -121,7 +122,7 @@ class DraftTask:
     ) -> None:
         self.target, self.training, self.judged = target.requires_grad_(False), training, held_out
         self.windows, self.window, self.decay = Windows(training, window, batch, seed), window, decay
-        self.tokens_per_batch = batch * window
+        self.per_batch = batch * window
 
     def loss(self, network: Network, number: int) -> Tensor:
         """Of batch `number`, which this alone decides: a resumed run meets the same batches."""
@@ -144,11 +145,11 @@ class DraftTask:
             yield wanted_BLV[:, shift:], logits_BLV.float().log_softmax(-1)
 
     @torch.no_grad()
-    def quality(self, network: Network, *, bf16: bool) -> tuple[float, float | None]:
+    def quality(self, network: Network, *, bf16: bool) -> TextFigures:
         """The loss on held-out text."""
         figures = self.by_place(network, bf16=bf16)
         weights = [self.decay**place for place in range(len(figures))]
-        return sum(w * nats for w, (nats, _) in zip(weights, figures, strict=True)) / sum(weights), None
+        return TextFigures(sum(w * nats for w, (nats, _) in zip(weights, figures, strict=True)) / sum(weights))
 
     @torch.no_grad()
     def by_place(self, network: Network, *, bf16: bool) -> list[tuple[float, float]]:
@@ -258,7 +259,7 @@ class DraftTraining:
         settings = {**recipe.to_dict(), "drafter": {**drafter.to_dict(), "target": target.fingerprint}}
         run = Training(self.name, network.to(device), task, optim=optim, run=recipe.run, settings=settings)
         result = run.go(resume)
-        return None if result is None else self._export(network, task, result[0], result[1])
+        return None if result is None else self._export(network, task, *result)
 
     def _tokens(self, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
         """Rows of token ids to train on and to judge by."""
@@ -302,15 +303,15 @@ class DraftTraining:
         note.write_text(json.dumps(stamp.hexdigest()))
         return rows.astype(np.uint32)
 
-    def _export(self, network: Network, task: DraftTask, progress: Progress, loss: float) -> Path:
+    def _export(self, network: Network, task: DraftTask, progress: Progress, judged: TextFigures) -> Path:
         """Write the drafter's folder, its training's figures beside it."""
         figures = task.by_place(network, bf16=self.recipe.optim.bf16)
         record = {
             "recipe": self.name,
             "steps": progress.step,
-            "tokens": progress.tokens,
+            "tokens": progress.seen,
             "seconds": round(progress.seconds),
-            "val_loss": loss,
+            "val_loss": judged.loss,
             "accepted_by_place": [share for _, share in figures],
             "held_out": list(self.corpus.held_out),
             "settings": self.recipe.to_dict(),
@@ -320,7 +321,5 @@ class DraftTraining:
         goal = self.folder / "model"
         api.save(KINDS[self.recipe.drafter.kind][1](network, files), goal, overwrite=True)
         shares = " ".join(f"{share:.0%}" for _, share in figures)
-        console.print(
-            f"held out: {quality_line(loss, None)}, accepted by place {shares}; drafter in {goal}", soft_wrap=True
-        )
+        console.print(f"held out: {judged.words()}, accepted by place {shares}; drafter in {goal}", soft_wrap=True)
         return goal

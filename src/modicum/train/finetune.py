@@ -16,11 +16,11 @@ from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.config import CaptionerConfig, EncoderDecoderConfig, VivitConfig
 from modicum.errors import UsageError
 from modicum.train.dropout import add_dropout
-from modicum.train.loop import Training, check_fresh, console, quality_line
+from modicum.train.loop import Training, check_fresh, console
 from modicum.train.pairs import Pairs, PairsTask, encode_pairs
 from modicum.train.recipe import OptimSection, RunSection, Section, require
 from modicum.train.state import Progress, load_state, save_state, saved_progress
-from modicum.train.task import digest
+from modicum.train.task import TextFigures, digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class KeptBest(Training):
         """It holds nothing of any weight: of the best ones nobody needs the moments."""
         return torch.optim.SGD(self.model.parameters())
 
-    def go(self, resume: bool) -> tuple[Progress, float, float | None] | None:
+    def go(self, resume: bool) -> tuple[Progress, TextFigures] | None:
         self.loss, self.step = float("inf"), 0
         if not resume:
             self.best_path.unlink(missing_ok=True)
@@ -107,10 +107,10 @@ class KeptBest(Training):
         self.step = step + 1
         return loss
 
-    def validate(self) -> tuple[float, float | None]:
+    def validate(self) -> TextFigures:
         figures = super().validate()
-        if figures[0] < self.loss:
-            self.loss = figures[0]
+        if figures.loss < self.loss:
+            self.loss = figures.loss
             progress = Progress(step=self.step, fingerprint=self.fingerprint, notes={"loss": self.loss})
             save_state(self.best_path, self.model, self._none, progress)
         return figures
@@ -197,7 +197,7 @@ class FineTuning:
         self._describe_pairs()
         training = self._prepare()
         result = training.go(resume)
-        return None if result is None else self._export(training, result[0], result[1])
+        return None if result is None else self._export(training, *result)
 
     def _prepare(self) -> Training:
         recipe, optim = self.recipe, self.recipe.optim
@@ -218,9 +218,9 @@ class FineTuning:
         kind = KeptBest if recipe.run.keep == "best" else Training
         return kind(self.name, model, task, optim=optim, run=recipe.run, settings=settings)
 
-    def _export(self, training: Training, progress: Progress, loss: float) -> Path:
+    def _export(self, training: Training, progress: Progress, judged: TextFigures) -> Path:
         """Write the model as a stock folder with all that lay beside its source, and the record of its training."""
-        step, model = progress.step, training.model
+        step, loss, model = progress.step, judged.loss, training.model
         if isinstance(training, KeptBest):
             step, loss = training.take_best()
         entry = {
@@ -229,7 +229,7 @@ class FineTuning:
             "examples": len(self.training.examples),
             "steps": progress.step,
             "kept_step": step,
-            "tokens": progress.tokens,
+            "tokens": progress.seen,
             "seconds": round(progress.seconds),
             "val_loss": loss,
             "settings": self.recipe.to_dict(),
@@ -238,5 +238,5 @@ class FineTuning:
         model.files = {**self.checkpoint.files, RECORD: Record.of(self.checkpoint.files).finetuned(entry)}
         goal = self.folder / "model"
         api.save(model.to(pick_dtype("auto", self.checkpoint)), goal, overwrite=True)
-        console.print(f"held out after step {step}: {quality_line(loss, None)}; model in {goal}", soft_wrap=True)
+        console.print(f"held out after step {step}: {TextFigures(loss).words()}; model in {goal}", soft_wrap=True)
         return goal

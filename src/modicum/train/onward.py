@@ -103,11 +103,17 @@ def train_on(
     training = Training("uptraining", model, task, optim=optim, run=run, settings=identity)
     if not resume:
         Path(run.folder).mkdir(parents=True, exist_ok=True)
-        training.begin({**(notes or {}), "before": training.validate()[0]})
+        training.begin({**(notes or {}), "before": training.validate().loss})
     result = training.go(resume=True)
     if result is None:
         return None
-    progress, after, bits = result
+    progress, after = result
     return Outcome(
-        progress.step, progress.tokens, progress.seconds, progress.notes["before"], after, bits, progress.notes
+        progress.step,
+        progress.seen,
+        progress.seconds,
+        progress.notes["before"],
+        after.loss,
+        after.bits_per_byte,
+        progress.notes,
     )

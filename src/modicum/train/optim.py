@@ -1,13 +1,46 @@
 """The optimizer, its schedule, and how weights begin."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from modicum.lm.decoder import Decoder
 from modicum.train.recipe import OptimSection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a loop does with gradients.
+
+    accumulate: batches that make one step.
+    rate: the learning rate of a step, counted from 0.
+    optimizer: makes one for a model.
+    clip: the norm that a step's gradient is scaled down to; None where the optimizer does its own.
+    average: decay of the weights' running mean, by which the model is then judged; 0 is none.
+    """
+
+    steps: int
+    accumulate: int
+    rate: Callable[[int], float]
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    clip: float | None
+    bf16: bool
+    average: float = 0.0
+
+
+def plan_of(settings: OptimSection) -> Plan:
+    """What a recipe's settings mean."""
+    return Plan(
+        steps=settings.steps,
+        accumulate=settings.accumulate,
+        rate=lambda step: learning_rate(settings, step),
+        optimizer=lambda model: make_optimizer(model, settings),
+        clip=None if settings.optimizer == "adafactor" else settings.clip,  # which clips its updates itself
+        bf16=settings.bf16,
+    )
 
 
 def learning_rate(settings: OptimSection, step: int) -> float:

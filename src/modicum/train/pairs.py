@@ -18,6 +18,7 @@ from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.errors import UsageError
 from modicum.lm.objective import draw_by
 from modicum.train.loop import console
+from modicum.train.task import TextFigures, TextWork
 
 IGNORED = -100
 LINES_AT_ONCE = 1024
@@ -128,7 +129,7 @@ def continued(examples: list[Example]) -> tuple[dict[str, Tensor], Tensor]:
     return given, padded([[IGNORED] * (len(example.input) - 1) + example.target for example in examples], IGNORED)
 
 
-class PairsTask:
+class PairsTask(TextWork):
     """Examples in numbered batches, in an order that is a pure function of (seed, number); every pass has another.
 
     Args:
@@ -151,7 +152,7 @@ class PairsTask:
         self.batch, self.accumulate, self.seed = batch, accumulate, seed
         lengths = [len(example.input) + len(example.target) for example in training]
         # Of an average batch, padding not counted.
-        self.tokens_per_batch = round(batch * sum(lengths) / len(lengths))
+        self.per_batch = round(batch * sum(lengths) / len(lengths))
 
     def examples(self, number: int) -> list[Example]:
         """Those of batch `number`."""
@@ -183,7 +184,7 @@ class PairsTask:
         return F.cross_entropy(logits_BLV.flatten(0, 1), targets_N, ignore_index=IGNORED, reduction="sum")
 
     @torch.no_grad()
-    def quality(self, model: Any, *, bf16: bool) -> tuple[float, None]:
+    def quality(self, model: Any, *, bf16: bool) -> TextFigures:
         """Nats per token of the held-out targets, their ends included; no bits per byte, as some may be cut."""
         training = model.training
         model.eval()
@@ -193,7 +194,7 @@ class PairsTask:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             nats = sum(self._nats(model, batch).item() for batch in batches)
         model.train(training)
-        return nats / sum(len(example.target) for example in judged), None
+        return TextFigures(nats / sum(len(example.target) for example in judged))
 
     def identity(self) -> dict[str, Any]:
         """The examples themselves, not their files' names: others would make another run of it."""

@@ -1,42 +1,12 @@
 """Recipes: TOML files that say everything about a run."""
 
 import tomllib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modicum.config import Config
+from modicum.config import Section, require
 from modicum.errors import UsageError
-
-
-class Section(Config):
-    """A table of a recipe: every value is of its field's type, checked before hours are spent on it."""
-
-    def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if not _fits(value, hint):
-                kind = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-                raise UsageError(f"`{name}` is {value!r}: give a value of type {kind}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a TOML value may stand where `hint` is declared; an integer may stand for a float, a bool for neither."""
-    options = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, options[0]) for item in value)
-    if options:
-        return any(_fits(value, option) for option in options)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def require(valid: bool, name: str, value: object, remedy: str) -> None:
-    """Refuse `name = value` unless `valid`."""
-    if not valid:
-        raise UsageError(f"`{name}` is {value!r}: {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +162,18 @@ def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
             raise UsageError(f"`{override}` is not an override: write section.key=value, such as optim.steps=100")
         values.setdefault(section, {})[name] = toml_value(text)
     return values
+
+
+def expectation(path: Path) -> str | None:
+    """What a recipe's header says one may expect: from its line that begins with "Expect" to the end of the paragraph."""
+    lines: list[str] = []
+    for line in path.read_text().splitlines():
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#") or (lines and not text):
+            break
+        if lines or text.startswith("Expect"):
+            lines.append(text)
+    return " ".join(lines) or None
 
 
 def toml_value(text: str) -> Any:

@@ -1,6 +1,7 @@
 """`modicum train`: from a recipe to a folder that every other command takes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,19 @@ from modicum.config import DecoderConfig, RopeConfig
 from modicum.errors import UsageError
 from modicum.lm.decoder import Decoder
 from modicum.lm.objective import CausalLM
+from modicum.train.captions.recipe import CaptionRecipe, is_captioning
+from modicum.train.captions.run import CaptionTraining
 from modicum.train.drafting import DraftRecipe, DraftTraining, is_drafting
 from modicum.train.finetune import FinetuneRecipe, FineTuning, is_finetuning
-from modicum.train.loop import Training, check_fresh, console, quality_line
+from modicum.train.loop import Training, check_fresh, console
 from modicum.train.optim import initialise
-from modicum.train.recipe import Recipe, read_values
+from modicum.train.recipe import Recipe, expectation, read_values
 from modicum.train.state import Progress
-from modicum.train.task import Task, teacher_trouble
+from modicum.train.task import Task, TextFigures, teacher_trouble
 from modicum.train.text import Corpus, find_corpus, read_text, tokenize
 from modicum.train.tokenizer import END_OF_TEXT, tokenizer_files, train_tokenizer
+from modicum.train.video.recipe import VideoRecipe, is_video
+from modicum.train.video.run import VideoTraining
 
 
 def train(
@@ -37,8 +42,14 @@ def train(
         CheckpointError: `resume` without a saved state.
     """
     values, name = read_values(Path(recipe_path), list(overrides or [])), Path(recipe_path).stem
-    run: Run | FineTuning | DraftTraining
-    if is_drafting(values):
+    run: Run | FineTuning | DraftTraining | VideoTraining | CaptionTraining
+    if is_captioning(values):
+        run = CaptionTraining(CaptionRecipe.from_dict(values), name, expectation(Path(recipe_path)))
+    elif is_video(values):
+        run = VideoTraining(VideoRecipe.from_dict(values), name, expectation(Path(recipe_path)))
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{name} is no video recipe, and others train in one process: run it without torchrun")
+    elif is_drafting(values):
         run = DraftTraining(DraftRecipe.from_dict(values), name)
     elif is_finetuning(values):
         run = FineTuning(FinetuneRecipe.from_dict(values), name)
@@ -144,7 +155,7 @@ class Run:
             raise UsageError(f"{path} has no token {END_OF_TEXT}, which closes each text: give one that has it")
         return tokenizer
 
-    def _export(self, model: Decoder, progress: Progress, loss: float, bits_per_byte: float | None) -> Path:
+    def _export(self, model: Decoder, progress: Progress, judged: TextFigures) -> Path:
         """Write the model as a stock folder, its training's figures beside it."""
         dtype = getattr(torch, self.recipe.model.save_dtype)
         state = {name: tensor.to("cpu", dtype) for name, tensor in model.dense_state().items()}
@@ -152,10 +163,10 @@ class Run:
         record = {
             "recipe": self.name,
             "steps": progress.step,
-            "tokens": progress.tokens,
+            "tokens": progress.seen,
             "seconds": round(progress.seconds),
-            "val_loss": loss,
-            "bits_per_byte": bits_per_byte,
+            "val_loss": judged.loss,
+            "bits_per_byte": judged.bits_per_byte,
             "held_out": list(self.corpus.held_out),
             "settings": self.recipe.to_dict(),
         }
@@ -164,7 +175,7 @@ class Run:
         stock = {**stock_config(config), "eos_token_id": 0, "bos_token_id": None}
         goal = self.folder / "model"
         write_checkpoint(Checkpoint(stock, to_stock(state, config), files), goal, overwrite=True)
-        console.print(f"held out: {quality_line(loss, bits_per_byte)}; model in {goal}")
+        console.print(f"held out: {judged.words()}; model in {goal}")
         return goal
 
 

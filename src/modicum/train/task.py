@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,29 @@ from modicum.lm.objective import Objective
 from modicum.train.text import Windows
 
 
-class Task:
+class TextFigures(NamedTuple):
+    """What held-out text says of a model: nats per token, and bits per byte where it is known of how many bytes it is."""
+
+    loss: float
+    bits_per_byte: float | None = None
+
+    def words(self) -> str:
+        bits = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.4f} bits/byte"
+        return f"{self.loss:.4f} nats/token{bits}"
+
+    def logged(self) -> list[float | None]:
+        return [self.loss, self.bits_per_byte]
+
+
+class TextWork:
+    """What all work on text has in common for the loop: it counts tokens, and nothing has to be waited for."""
+
+    unit = "tokens"
+    measures = ("val_loss", "bits_per_byte")
+    waited: float | None = None
+
+
+class Task(TextWork):
     """An objective on a text, in numbered batches whose order a seed decides.
 
     Args:
@@ -37,7 +59,7 @@ class Task:
         self.objective, self.training, self.judged, self.judged_bytes = objective, training, held_out, held_out_bytes
         self.windows, self.seed = Windows(training, objective.window, batch, seed), seed
         self.teacher, self.teacher_weight = teacher, teacher_weight
-        self.tokens_per_batch = batch * objective.window
+        self.per_batch = batch * objective.window
 
     def loss(self, model: Any, number: int) -> Tensor:
         """Mean nats per token of batch `number`, which this alone decides: a resumed run meets the same batches."""
@@ -45,8 +67,8 @@ class Task:
         return self.objective.loss(model, tokens_BL, (self.seed, number), self.teacher, self.teacher_weight)
 
     @torch.no_grad()
-    def quality(self, model: Any, *, bf16: bool) -> tuple[float, float | None]:
-        """Nats per token and bits per byte of the held-out text, the end-of-text tokens included."""
+    def quality(self, model: Any, *, bf16: bool) -> TextFigures:
+        """Of the held-out text, the end-of-text tokens included."""
         training = model.training
         model.eval()
         ids = torch.from_numpy(self.judged.astype("int64")).to(model.device)
@@ -54,7 +76,7 @@ class Task:
             nats, n_tokens = self.objective.held_out(model, ids)
         model.train(training)
         bits = None if self.judged_bytes is None else nats / math.log(2) / self.judged_bytes
-        return nats / n_tokens, bits
+        return TextFigures(nats / n_tokens, bits)
 
     def identity(self) -> dict[str, Any]:
         """The tokens and the teacher themselves, not their files' names: others would make another run of it."""

@@ -53,9 +53,30 @@ class Clock:
             return self.stamps[after - 1]
         return self.stamps[after]
 
+    def within(self, start: float, end: float | None) -> range:
+        """The ticks at [start, end) seconds after the first frame, None being the end of the video: at least one, and none
+        beyond that end, so that none is left where `start` lies beyond it.
+        """
+        if exact(start) >= (self.end - self.stamps[0]) * self.time_base:
+            return range(0)
+        first = min(self._tick_from(start), self.n_ticks - 1)
+        stop = self.n_ticks if end is None else min(self._tick_from(end), self.n_ticks)
+        return range(first, max(first + 1, stop))
+
+    def _tick_from(self, seconds: float) -> int:
+        """The first tick at or after a moment."""
+        if self.fps is None:
+            return bisect_left(self.stamps, self.stamps[0] + exact(seconds) / self.time_base)
+        return math.ceil(exact(seconds) * self.fps)
+
     def seconds(self, stamp: int) -> float:
         """Since the first frame."""
         return float((stamp - self.stamps[0]) * self.time_base)
+
+
+def exact(seconds: float) -> Fraction:
+    """As written in microseconds: 0.28 s at 25 per second is tick 7, where its float lies past it."""
+    return Fraction(round(max(0.0, seconds) * 1_000_000), 1_000_000)
 
 
 def units_per_tick(fps: Fraction, time_base: Fraction) -> Fraction:

@@ -1,5 +1,6 @@
 """A video file: its frames by time stamp, with seeks that land on the right frame."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -86,6 +87,50 @@ class VideoFile:
         self._keys = () if self._counted else sorted(pts for pts, is_key, _ in seen if is_key and pts is not None)
         self._at = _AFTER
         return frame
+
+    def index_part(self, start: Fraction, end: Fraction | None) -> Any:
+        """As `index`, as far as it takes to know the frames nearest to each moment from `start` to `end` seconds after
+        the first frame: of an hour's recording a few packets are read. `stamps` are the first one and those around the
+        part; `end`, unless it was reached, lies short of the video's. Where seeks are not to be relied on, all is indexed.
+        """
+        first, frame = next(self.passing(), (0, None))
+        if frame is None or self._counted or self.may_hide_frames or not self._seeks_well():
+            return self.index(by_decoding=self.may_hide_frames)
+        begin = first + math.floor(start / self.time_base)
+        stop = _AFTER if end is None else first + math.ceil(end / self.time_base)
+        margin = math.ceil(1 / self.time_base)
+        limit = stop + margin
+        stamps: list[int] = []
+        keys: list[int] = []
+        through = True
+        try:
+            self._container.seek(begin, stream=self._stream)
+        except self._av.FFmpegError:
+            return self.index()
+        for packet in self._packets():
+            pts, dts = packet.pts, packet.dts
+            if pts is None or dts is None or (not keys and packet.is_keyframe and pts > begin):
+                return self.index()
+            if packet.is_keyframe:
+                keys.append(pts)
+            if not packet.is_discard:
+                stamps.append(pts)
+            if dts > limit:
+                # Whatever follows is shown later still, so that all up to the limit are known.
+                if any(stop <= stamp <= limit for stamp in stamps):
+                    through = False
+                    break
+                limit += margin
+        if not keys:
+            return self.index()
+        self.stamps = sorted({first, *(stamp for stamp in stamps if stamp >= first)})
+        self.end = self._end_of(self.stamps[-2:]) if through else self.stamps[-1]
+        self._keys, self._at = sorted(keys), _AFTER
+        return frame
+
+    def _seeks_well(self) -> bool:
+        """Whether the container stores where key frames are and when each frame is shown."""
+        return bool({"mp4", "matroska"} & set(self._container.format.name.split(",")))
 
     def at(self, stamp: int) -> Any:
         """The frame with a stamp out of `stamps`.

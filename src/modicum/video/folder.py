@@ -1,5 +1,6 @@
 """A folder of images as a video: each image lasts one tick of the clock."""
 
+import os
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -8,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from modicum.video.clock import as_rate
 from modicum.video.pixels import VideoError, check_size, import_av, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 _DEFAULT_RATE = Fraction(25)
+_NUMBERED = re.compile(r"(.*?)(\d+)(\.(?:png|jpe?g|bmp|webp))", re.IGNORECASE)
 
 
 class ImageFolder:
@@ -24,8 +27,15 @@ class ImageFolder:
 
     def __init__(self, path: Path, fps: Fraction | None) -> None:
         self.path = path
+        self._files = self._found(path)
         self._av = import_av()
         self._converter = self._av.video.reformatter.VideoReformatter()
+        self._shape: tuple[int, ...] | None = None
+        self.stamps = range(len(self._files))
+        self.end = len(self._files)
+        self.time_base = 1 / (fps or _DEFAULT_RATE)
+
+    def _found(self, path: Path) -> list[Path]:
         try:
             names = [file.name for file in path.iterdir()]
         except OSError as error:
@@ -35,14 +45,14 @@ class ImageFolder:
             raise VideoError(
                 f"{path} is a folder without images: give a video file, or a folder of png, jpg, bmp or webp images"
             )
-        self._files = [path / name for name in sorted(names, key=natural)]
-        self._shape: tuple[int, ...] | None = None
-        self.stamps = range(len(names))
-        self.end = len(names)
-        self.time_base = 1 / (fps or _DEFAULT_RATE)
+        return [path / name for name in sorted(names, key=natural)]
 
     def index(self, by_decoding: bool = False) -> Path:
         """The first image; `stamps` are known already."""
+        return self._files[0]
+
+    def index_part(self, start: Fraction, end: Fraction | None) -> Path:
+        """As `index`."""
         return self._files[0]
 
     def at(self, stamp: int) -> Path:
@@ -84,6 +94,37 @@ class ImageFolder:
             reason = getattr(error, "strerror", None) or str(error)
             raise VideoError(f"{file} is not an image, or is damaged ({reason}): replace or remove it") from error
         raise VideoError(f"{file} holds no image: replace or remove it")
+
+
+class NumberedImages(ImageFolder):
+    """The images from one number to another, both included, of a folder whose names end in one: frame_0000000001.jpg.
+
+    The folder is not listed, for it may hold all the frames of an hour. `fps` is the rate that they were taken at, and
+    the clock's own ticks choose among them.
+    """
+
+    def __init__(self, path: Path, first: int, last: int, fps: float) -> None:
+        self._numbers = range(first, last + 1)
+        super().__init__(path, as_rate(fps))
+
+    def _found(self, path: Path) -> list[Path]:
+        with os.scandir(path) as entries:
+            named = (_NUMBERED.fullmatch(entry.name) for entry in entries)
+            pattern = next((match for match in named if match), None)
+        if pattern is None:
+            raise VideoError(
+                f"{path} has no images with numbers for names, such as frame_0000000001.jpg: extract it again"
+            )
+        before, digits, suffix = pattern.groups()
+        files = [path / f"{before}{number:0{len(digits)}}{suffix}" for number in self._numbers]
+        # A video may end before its last annotation does.
+        while files and not files[-1].exists():
+            files.pop()
+        if not files:
+            raise VideoError(
+                f"{path} has no images from number {self._numbers[0]} to {self._numbers[-1]}: extract it again"
+            )
+        return files
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:

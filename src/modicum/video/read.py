@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from modicum.errors import UsageError
-from modicum.video.clock import Clock, as_rate, nearest, units_per_tick
+from modicum.video.clock import Clock, as_rate, exact, nearest, units_per_tick
 from modicum.video.file import HiddenFrameError, VideoFile
-from modicum.video.folder import ImageFolder
+from modicum.video.folder import ImageFolder, NumberedImages
 from modicum.video.pixels import VideoError
 
 __all__ = ["Video", "VideoError", "VideoInfo", "read_clip", "stream_frames"]
@@ -48,18 +48,33 @@ class Video:
     Args:
         path: a video file (its first video stream), or a folder of png, jpg, bmp or webp images in natural order.
         fps: ticks per second. The default is that of the data in ViViT (section 4.1). None: frames by index.
+        part: seconds after the first frame from which and up to which ticks will be asked for, see `ticks`; of a long file
+            little else is read then. `n_frames` and `info` may end with the part.
+        threads: FFmpeg's, of one decoder: "SLICE", "AUTO", or "NONE" where others decode beside it.
+        images: of a folder, only those numbered from `first` to `last`, taken at `rate` images per second.
 
     Raises:
         UsageError: `fps` is not a positive number.
         VideoError: the path is missing, or not a video that can be read.
     """
 
-    def __init__(self, path: str | PathLike[str], fps: float | None = 25.0) -> None:
+    def __init__(
+        self,
+        path: str | PathLike[str],
+        fps: float | None = 25.0,
+        *,
+        part: tuple[float, float | None] | None = None,
+        threads: str = "SLICE",
+        images: tuple[int, int, float] | None = None,
+    ) -> None:
         rate = as_rate(fps)
-        self._source = _open_source(path, rate)
+        self._source = _open_source(path, rate, threads, images)
         try:
             # By number, every frame counts; by time, one that never shows matters only where it would be the nearest.
-            first = self._source.index(by_decoding=rate is None and self._source.may_hide_frames)
+            if part is None or rate is None:
+                first = self._source.index(by_decoding=rate is None and self._source.may_hide_frames)
+            else:
+                first = self._source.index_part(exact(part[0]), None if part[1] is None else exact(part[1]))
             self._height, self._width, _ = self._source.rgb(first).shape
         except BaseException:
             self._source.close()
@@ -105,6 +120,21 @@ class Video:
         for stamp in sorted(rows):
             frames[rows[stamp]] = _as_tensor(self._source.rgb(self._source.at(stamp)))
         return frames
+
+    def ticks(self, start: float = 0.0, end: float | None = None) -> range:
+        """The ticks from `start` seconds after the first frame up to `end`, None being the video's own. At least one;
+        what reaches beyond the video is cut off.
+
+        Raises:
+            VideoError: `start` lies beyond the end of the video.
+        """
+        ticks = self._clock.within(start, end)
+        if not ticks:
+            raise VideoError(
+                f"{self._source.path} lasts {self.info.seconds:.2f} s and was to be read from {start:.2f} s on: check its "
+                "annotation, or copy the file again"
+            )
+        return ticks
 
     def seconds_of(self, index: int) -> float:
         """The time stamp of the frame that stands for a tick, in seconds after the first frame.
@@ -187,9 +217,16 @@ def _streamed(path: str | PathLike[str], rate: Fraction | None, stride: int) -> 
             raise VideoError(f"{path} has no frame that can be decoded: copy it again, or convert it to H.264 in mp4")
 
 
-def _open_source(path: str | PathLike[str], rate: Fraction | None, threads: str = "SLICE") -> VideoFile | ImageFolder:
+def _open_source(
+    path: str | PathLike[str],
+    rate: Fraction | None,
+    threads: str = "SLICE",
+    images: tuple[int, int, float] | None = None,
+) -> VideoFile | ImageFolder:
     path = Path(path)
     if path.is_dir():
+        if images is not None:
+            return NumberedImages(path, *images)
         return ImageFolder(path, rate)
     if not path.exists():
         raise VideoError(f"{path} does not exist: give a video file or a folder of images")

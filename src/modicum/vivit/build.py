@@ -30,6 +30,7 @@ def named_config(
     stochastic_depth: float = 0.0,
     heads: dict[str, int] | None = None,
     sampled_frames: int | None = None,
+    stochastic_depth_rule: str = "from_zero",
 ) -> VivitConfig:
     """The configuration that `build` builds; its arguments.
 
@@ -66,6 +67,7 @@ def named_config(
         "num_classes": sum(heads.values()) if heads else num_classes,
         "heads": tuple((heads or {}).items()),
         "stochastic_depth": stochastic_depth,
+        "stochastic_depth_rule": stochastic_depth_rule,
     }
     return VivitConfig(**settings)
 
@@ -83,6 +85,7 @@ def build(name: str, variant: Variant = "factorized_encoder", **settings: Any) -
         attention_order: space_time | time_space, of a factorized_self_attention block.
         n_kv_heads: fewer key-value heads than query heads: grouped-query attention (2305.13245) in the encoder.
         stochastic_depth: rate of the last layer.
+        stochastic_depth_rule: from_zero, as the authors' code, never drops the first layer; equation_10 does.
         sampled_frames: keep this many of the frames, uniformly (section 3.2).
 
     Raises:

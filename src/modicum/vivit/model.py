@@ -287,7 +287,9 @@ class Vivit(Packable):
         )
 
     def _drop_rates(self, depth: int) -> list[float]:
-        """Stochastic depth grows linearly, from 0 in the first layer to the full rate in the last."""
+        """Stochastic depth grows linearly to the full rate in the last layer, from 0 in the first or from one step above."""
+        if self.config.stochastic_depth_rule == "equation_10":
+            return [self.config.stochastic_depth * layer / depth for layer in range(1, depth + 1)]
         return [self.config.stochastic_depth * layer / max(1, depth - 1) for layer in range(depth)]
 
     @property

@@ -1,0 +1,1 @@
+"""Several processes as one: started with torchrun, they train one model together."""

@@ -1,0 +1,1 @@
+"""Training models that write about videos, and their drafts."""
