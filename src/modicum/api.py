@@ -299,7 +299,7 @@ def caption(
     Every clip is encoded once; target and draft read what the encoder made of it.
 
     Args:
-        model: a captioner from `load` or `caption.assemble`.
+        model: a captioner from `load` or `captioning.assemble.from_parts`.
         videos: a path of a video file or of a folder of images; frames [T, height, width, 3], uint8 or float in [-1, 1],
             of the model's number of frames (a factorized encoder without temporal layers takes any); or several of
             either. uint8 frames of another size are resized and cropped as files are. A memory [M, D'] that
