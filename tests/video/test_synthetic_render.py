@@ -86,7 +86,9 @@ def test_each_event_has_half_of_the_clip_to_itself() -> None:
 
 
 @pytest.mark.parametrize("side", [32, 48])
-def test_objects_do_not_hide_each_other_and_stay_in_the_middle_that_crops_show(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
+def test_objects_do_not_hide_each_other_and_stay_in_the_middle_that_crops_show(
+    monkeypatch: pytest.MonkeyPatch, side: int
+) -> None:
     painted: list[tuple[int, np.ndarray, np.ndarray]] = []
 
     def note(self: Canvas, *args: object) -> None:

@@ -107,30 +107,37 @@ def test_a_single_event_has_no_order_to_be_judged() -> None:
 
 
 def test_what_is_held_out_is_spread_evenly() -> None:
-    """Hand count: (colour + shape) % 6 == 0 takes 6 pairs of 36, (shape + motion) % 8 == 3 one motion of each shape."""
+    """By hand: each sum of places modulo 6 leaves one of 8 motions, or two where it is 0 or 5, so 6 * (4 + 2 * 2) of 288."""
     held_out = [event for event in ALL if event.held_out]
-    kept = {(e.colour, e.shape, e.motion) for e in ALL} - {(e.colour, e.shape, e.motion) for e in held_out}
-    assert len(kept) == 36 * 8 - (6 * 8 + 6 * 6 - 6)
-    assert sum(e.held_out for e in ALL if e.count == 1) == 6 * 8 + 6 * 6 - 6
-    assert Event(1, "red", "circle", "grows").held_out
-    assert Event(1, "green", "bar", "grows").held_out
-    assert Event(1, "green", "circle", "moves down").held_out
-    assert not Event(1, "green", "circle", "moves up").held_out
+    assert sum(event.count == 1 for event in held_out) == 48
+    assert len(held_out) == 3 * 48
+    assert Event(1, "red", "circle", "moves left").held_out
+    assert Event(2, "red", "circle", "blinks").held_out
+    assert Event(3, "white", "square", "shrinks").held_out is False
+    assert Event(3, "white", "square", "moves left").held_out
+    assert not Event(1, "green", "circle", "moves left").held_out
+
+
+def triples_of(scene: Scene) -> set[tuple[str, str, str]]:
+    return {(e.colour, e.shape, e.motion) for e in scene.events}
 
 
 def pairs_of(scene: Scene) -> set[tuple[str, str]]:
-    return {pair for e in scene.events for pair in ((e.colour, e.shape), (e.shape, e.motion))}
+    triples = triples_of(scene)
+    return {pair for colour, shape, motion in triples for pair in ((colour, shape), (colour, motion), (shape, motion))}
 
 
 def test_training_never_shows_what_held_out_scenes_always_do() -> None:
     generator = np.random.default_rng(0)
     train = [draw_scene(generator, held_out=False) for _ in range(3000)]
     held_out = [draw_scene(generator, held_out=True) for _ in range(1000)]
-    trained_pairs = set().union(*map(pairs_of, train))
-    assert len(trained_pairs) == (36 - 6) + (48 - 6)
-    assert all(pairs_of(scene) - trained_pairs for scene in held_out)
+    trained = set().union(*map(triples_of, train))
+    assert len(trained) == 288 - 48
+    assert all(triples_of(scene) - trained for scene in held_out)
     assert all(scene.held_out for scene in held_out)
     assert not any(scene.held_out for scene in train)
+    # Any two of the three are trained on together.
+    assert len(set().union(*map(pairs_of, train))) == 36 + 48 + 48
     words = {word for scene in train for word in scene.caption.replace(",", "").split()}
     assert words == {word for event in ALL for word in event.phrase.split()} | {"then"}
 

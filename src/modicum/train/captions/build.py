@@ -98,7 +98,9 @@ def load_decoder(start: str) -> Decoder:
     if not isinstance(model, Decoder):
         raise UsageError(f"decoder.start {start} is {type(model).__name__}: give a decoder-only language model")
     if model.tokenizer is None or not model.eos_ids:
-        raise UsageError(f"decoder.start {start} has no tokenizer with an end of text, which closes each caption: add it")
+        raise UsageError(
+            f"decoder.start {start} has no tokenizer with an end of text, which closes each caption: add it"
+        )
     return model
 
 

@@ -122,7 +122,9 @@ def add(total: GenerationStats, other: GenerationStats) -> None:
 def scores_table(by_control: dict[str, CaptionScores]) -> Table:
     """Scores side by side, "" being the videos as they are; of synthetic scenes the facts, and what blind guesses get."""
     own = by_control[""]
-    table = Table("", *(name or "right" for name in by_control), *(["majority caption", "majority value"] if own.facts else []))
+    table = Table(
+        "", *(name or "right" for name in by_control), *(["majority caption", "majority value"] if own.facts else [])
+    )
     for kind in own.facts or ():
         scores = [given.facts[kind] for given in by_control.values() if given.facts]
         blind = scores[0].majority_caption, scores[0].majority_value

@@ -102,9 +102,7 @@ class CaptionTraining:
             )
         return target.requires_grad_(False)
 
-    def _model(
-        self, training: VideoDataset, target: Captioner | None, processes: Processes, resume: bool
-    ) -> Captioner:
+    def _model(self, training: VideoDataset, target: Captioner | None, processes: Processes, resume: bool) -> Captioner:
         if target is not None:
             files = {name: content for name, content in (target.files or {}).items() if name != RECORD}
         elif self.recipe.decoder.start is None:
@@ -119,9 +117,7 @@ class CaptionTraining:
         # One left over from another recipe is never taken for this one's.
         if processes.first and not (resume and own.exists()):
             partial = own.with_name("tokenizer.partial.json")
-            partial.write_bytes(
-                caption_tokenizer(training, section.vocab_size, section.max_seq_len)["tokenizer.json"]
-            )
+            partial.write_bytes(caption_tokenizer(training, section.vocab_size, section.max_seq_len)["tokenizer.json"])
             partial.replace(own)
         processes.wait()
         return tokenizer_files(Backend.from_file(str(own)), section.max_seq_len)

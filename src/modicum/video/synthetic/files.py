@@ -33,7 +33,7 @@ FPS = 25
 SETTINGS = "settings.json"
 CAPTIONS = "captions.json"
 # To be raised with every change of what the same settings draw.
-_VERSIONS = {"classes": 1, "captions": 2}
+_VERSIONS = {"classes": 1, "captions": 3}
 # x264's macroblock tree takes quality from what moves, and differs from run to run with pictures this small.
 _CODING = {"crf": "18", "preset": "veryfast", "x264-params": "mbtree=0"}
 # Below this many clips, starting processes takes longer than it saves.

@@ -66,7 +66,9 @@ def _paint(canvas: Canvas, event: Event, first: int, n: int) -> None:
         canvas.paint(event.shape, texture, colour, centre_T2, radius_T, opacity_T, first)
 
 
-def _places(generator: np.random.Generator, event: Event, radius: float, travel_2: np.ndarray, side: float) -> np.ndarray:
+def _places(
+    generator: np.random.Generator, event: Event, radius: float, travel_2: np.ndarray, side: float
+) -> np.ndarray:
     """Where each object is in the middle of its way, row and column: [count, 2].
 
     They go side by side, in lanes of their own, so that none hides another.
