@@ -1,4 +1,4 @@
-"""How good the captions are that a model writes about held-out videos, and what is left of them without what it should see."""
+"""How good the captions are that a model writes about held-out videos, and how good without what it should see."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
