@@ -23,7 +23,7 @@ from modicum.checkpoint.native import changed_checkpoint, read_config, read_tens
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
-from modicum.classification.predict import Protocol, classify_files
+from modicum.classification.predict import classify_files, protocol_for
 from modicum.config import VivitConfig, nearest, with_dtype
 from modicum.decode.batch import OnToken, TokenEvent
 from modicum.decode.logprobs import TokenLogprob
@@ -288,7 +288,7 @@ def caption(
     num_draft_tokens: int | str = 4,
     max_new_tokens: int | Sequence[int] = 64,
     temperature: float | Sequence[float] = 0.0,
-    stride: int = 2,
+    stride: int | None = None,
     fps: float | None = 25.0,
     short_side: int | None = None,
     pixel_values: torch.Tensor | None = None,
@@ -299,7 +299,7 @@ def caption(
     Every clip is encoded once; target and draft read what the encoder made of it.
 
     Args:
-        model: a captioner from `load` or `caption.assemble`.
+        model: a captioner from `load` or `captioning.assemble.from_parts`.
         videos: a path of a video file or of a folder of images; frames [T, height, width, 3], uint8 or float in [-1, 1],
             of the model's number of frames (a factorized encoder without temporal layers takes any); or several of
             either. uint8 frames of another size are resized and cropped as files are. A memory [M, D'] that
@@ -307,8 +307,8 @@ def caption(
         draft: a captioner that shares the target's encoder; a language model with the target's tokenizer, which does not see
             the clip; and what else `generate` takes.
         prompt: what captions begin with, text or token ids; one for all, or one per clip. It is not part of the output.
-        stride, fps: which frames of a file's middle make the clip: `stride` ticks of an `fps` clock apart; with fps None
-            frames by number.
+        stride, fps: which frames of a file's middle make the clip: `stride` ticks of an `fps` clock apart, as for
+            `classify`; with fps None frames by number.
         short_side: pixels of the shorter side before the central crop, as for `classify`.
         pixel_values: frames as [B, T, 3, height, width], the order of `transformers`, in the place of `videos`.
         settings: all others of `generate`, which also explains those above.
@@ -326,7 +326,7 @@ def caption(
         if name not in known:
             raise UsageError(f"caption has no setting `{name}`{nearest(name, known)}")
     clips = as_clips(videos, pixel_values)
-    protocol = Protocol(views=(1, 1), stride=stride, fps=fps, short_side=short_side)
+    protocol = protocol_for(model, views=(1, 1), stride=stride, fps=fps, short_side=short_side)
     chosen = Settings(
         draft=draft,
         num_draft_tokens=num_draft_tokens,
@@ -343,7 +343,7 @@ def caption_windows(
     video: str | Path,
     every: float | None = None,
     window: float | None = None,
-    stride: int = 2,
+    stride: int | None = None,
     fps: float | None = 25.0,
     short_side: int | None = None,
     seed: int | tuple[int, int] | None = None,
@@ -373,7 +373,7 @@ def caption_windows(
     config = check_captioner(model).config.encoder
     if window is not None:
         stride = stride_of(window, config.num_frames, fps)
-    protocol = Protocol(views=(1, 1), stride=stride, fps=fps, short_side=short_side)
+    protocol = protocol_for(model, views=(1, 1), stride=stride, fps=fps, short_side=short_side)
     base = secrets.randbits(62) if seed is None else seed if isinstance(seed, int) else stream_key(*seed)
     for number, shown in enumerate(memory_windows(model, video, every, protocol)):
         if on_window is not None:
@@ -388,7 +388,7 @@ def classify(
     videos: str | Path | Sequence[str | Path],
     views: tuple[int, int] = (4, 1),
     top: int = 5,
-    stride: int = 2,
+    stride: int | None = None,
     fps: float | None = 25.0,
     short_side: int | None = None,
 ) -> Any:
@@ -399,9 +399,11 @@ def classify(
         videos: a path, of a video file or a folder of images, or several.
         views: temporal views and spatial crops; one view is the middle one, crops are 1 or 3.
         top: how many classes to name.
-        stride: frames of the clock from one frame of a view to the next.
+        stride: frames of the clock from one frame of a view to the next; None is as the model was trained, by its
+            training.json, or else 2.
         fps: the clock, so that files of any rate mean the same; None counts a file's own frames.
-        short_side: pixels of the shorter side before cropping; 256 for crops of 224, others in proportion.
+        short_side: pixels of the shorter side before cropping; None is as the model was trained, or else 256 for crops of
+            224, others in proportion.
 
     Returns:
         A list of `Prediction(label, index, score)`, best first; for a model with several heads a dictionary of such lists
@@ -411,10 +413,11 @@ def classify(
         UsageError: a model that classifies no video, or settings that cannot be honoured.
         VideoError: a video cannot be read.
     """
-    protocol = Protocol(views=views, top=top, stride=stride, fps=fps, short_side=short_side)
+    check_video_model(model)
+    protocol = protocol_for(model, views=views, top=top, stride=stride, fps=fps, short_side=short_side)
     paths = [videos] if isinstance(videos, str | Path) else list(videos)
     results = []
-    for result in classify_files(check_video_model(model), paths, protocol):
+    for result in classify_files(model, paths, protocol):
         if isinstance(result, Exception):
             raise result
         results.append(result[0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import modicum
-from modicum.classification.predict import Protocol, best, classify_files, read_views
+from modicum.classification.predict import Protocol, best, classify_files, protocol_for, read_views
 from modicum.classification.stream import classify_stream
 from modicum.errors import ModicumError, UsageError
 from modicum.video.datasets import VideoSample
@@ -161,3 +161,16 @@ def test_views_of_a_part_are_those_of_the_part_alone(tmp_path):
     seen, expected, others = (read_views(video, small().config, protocol) > 128 for video in (part, alone, whole))
     assert torch.equal(seen, expected)
     assert not torch.equal(seen, others)
+
+
+def test_a_model_looks_as_it_was_trained_unless_told_otherwise():
+    """What training.json says of strides and sizes holds for what the caller leaves open; without it 2, in proportion."""
+    model = small()
+    record = {"settings": {"clips": {"stride": 3, "size": 32}, "augment": {"short_side": 61}}}
+    assert protocol_for(model, views=(1, 1)) == Protocol(views=(1, 1), stride=2, short_side=None)
+    model.files = {"training.json": json.dumps(record).encode()}
+    assert protocol_for(model, views=(1, 1)) == Protocol(views=(1, 1), stride=3, short_side=61)
+    assert protocol_for(model, stride=5, short_side=70, top=2) == Protocol(stride=5, short_side=70, top=2)
+    record["settings"]["augment"]["short_side"] = min(model.config.image_size) - 1
+    model.files = {"training.json": json.dumps(record).encode()}
+    assert protocol_for(model).short_side is None

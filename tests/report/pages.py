@@ -31,7 +31,7 @@ def full_report() -> Report:
     code = [Token("def f():\n    ", "prompt"), Token("return", "draft"), Token("\n\n  " + "x" * 300, "target")]
     second.tokens(code, "Code", code=True)
     second.tokens([Token("words ", "plain"), Token("", "draft")], "Words")
-    second.strips([strip(clip(3), "Frames", [("shown", "nothing")]), strip(clip(4), "Frames", [])], wide=True)
+    second.strips([strip(clip(3), "Frames", [("shown", "nothing")]), strip(clip(19), "Frames", [], most=16)], wide=True)
     report.command(f"modicum {'x' * 200} {HOSTILE}", f"A command {HOSTILE}")
     report.fact("Machine", HOSTILE)
     return report

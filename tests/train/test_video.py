@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import modicum
+from modicum import resources
 from modicum.errors import CheckpointError, MissingExtraError, UsageError
 from modicum.parallel.data import Processes
+from modicum.train.recipe import expectation, read_values
 from modicum.train.run import train
 from modicum.train.state import previous_path
 from modicum.train.video.build import activation_bytes, fresh_model, hold_less
-from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VivitSection, rate
+from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VideoRecipe, VivitSection, rate
 from modicum.video.datasets.epic import COLUMNS
 from modicum.video.read import Video
 from modicum.video.synthetic import LABELS, MOTION_LABELS, write_dataset
@@ -67,7 +69,7 @@ def test_a_run_ends_in_a_folder_that_classifies(recipe, folder, capsys):
     goal = train(recipe, ALL_DRAWS)
     model = modicum.load(goal)
     assert model.labels == LABELS
-    video = next((folder / "clips" / "held_out" / "grows").iterdir())
+    video = next((folder / "clips" / "held_out" / "moves up").iterdir())
     assert {p.label for p in modicum.classify(model, video, stride=1)} <= set(LABELS)
     record = json.loads((goal / "training.json").read_text())
     assert (record["steps"], record["clips"], record["views"]) == (6, 72, [2, 1])
@@ -278,7 +280,7 @@ def test_shuffled_frames_are_a_data_set_of_their_own(recipe, folder):
     """The same pictures, in files of their own: not the ordered files' frames shuffled."""
     train(recipe, ["data.shuffle_frames=true", begun_in(folder, "shuffled"), "optim.epochs=1"])
     ordered, shuffled = (
-        Video(folder / name / "train" / "grows" / "00001.mp4").frames(range(6)).float()
+        Video(folder / name / "train" / "moves up" / "00001.mp4").frames(range(6)).float()
         for name in ("clips", "clips-shuffled")
     )
     distances = (ordered[:, None] - shuffled[None]).abs().mean((2, 3, 4))
@@ -292,7 +294,7 @@ def listed(folder, tmp_path):
     rows = {"train": [], "held_out": []}
     for number in range(47):
         path = tmp_path / f"{number}.mp4"
-        label = ("grows", "shrinks")[number % 2]
+        label = ("moves up", "moves down")[number % 2]
         source = folder / "clips" / "train" / label / f"{number % 4 // 2:05d}.mp4"
         if number not in (3,):
             path.write_bytes(source.read_bytes() if number not in (11, 20) else b"no video")
@@ -315,7 +317,7 @@ def test_broken_and_missing_videos_are_listed_and_do_no_harm(recipe, listed, tmp
     assert "2 of 40 videos could not be read; others stood in" in said
     record = json.loads((goal / "training.json").read_text())
     assert record["broken"] == {"train": 2, "held_out": 0}
-    assert modicum.load(goal).labels == ["grows", "shrinks"]
+    assert modicum.load(goal).labels == ["moves down", "moves up"]
 
 
 def test_videos_on_both_sides_are_refused(recipe, listed, tmp_path):
@@ -328,7 +330,7 @@ def test_verbs_and_nouns_are_trained_and_judged_together(recipe, folder, tmp_pat
     rows = {"train": "", "held_out": ""}
     for number in range(14):
         video = tmp_path / f"P01_{number:02d}.MP4"
-        video.write_bytes((folder / "clips" / "train" / "grows" / f"{number % 2:05d}.mp4").read_bytes())
+        video.write_bytes((folder / "clips" / "train" / "moves up" / f"{number % 2:05d}.mp4").read_bytes())
         rows["train" if number < 12 else "held_out"] += (
             f"{number},P01,P01_{number:02d},00:00:00.0,00:00:00.00,00:00:00.20,1,6,do,do,{7 * number},it,{number},[],[]\n"
         )
@@ -413,3 +415,25 @@ def test_without_pyav_one_sentence_says_so(recipe, monkeypatch):
         MissingExtraError, match=r"needs `av`, which is not installed: run `pip install 'modicum\[video\]'`"
     ):
         train(recipe, dry_run=True)
+
+
+def test_the_recipes_that_ship_have_table_7s_values():
+    """Rate, epochs, colour jitter, RandAugment, stochastic depth, label smoothing, mixup."""
+    table_7 = {
+        "vivit-k400": (0.1, 30, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-k600": (0.1, 30, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-mit": (0.25, 10, 0.8, (0, None), 0.0, 0.0, 0.0),
+        "vivit-epic": (0.5, 50, 0.0, (2, 15), 0.2, 0.2, 0.1),
+        "vivit-ssv2": (0.5, 35, 0.0, (2, 20), 0.3, 0.3, 0.3),
+    }
+    for name, expected in table_7.items():
+        path = resources.recipe_path(name)
+        recipe = VideoRecipe.from_dict(read_values(path, []))
+        o, a = recipe.optim, recipe.augment
+        layers = (a.randaugment_layers, a.randaugment_magnitude if a.randaugment_layers else None)
+        found = (o.lr, o.epochs, a.colour_jitter, layers, recipe.model.stochastic_depth, a.label_smoothing, a.mixup)
+        assert found == expected, name
+        assert (o.optimizer, o.momentum, o.weight_decay, o.batch, o.warmup_epochs) == ("sgd", 0.9, 0.0, 64, 2.5)
+        assert (a.flip, a.scale_jitter, recipe.clips.num_frames) == (0.5, (0.9, 1.33), 32)
+        assert "top-1" in (expectation(path) or ""), name
+        assert recipe.model.config(recipe.clips, {"": 3}).tubelet_size == (2, 16, 16)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modicum.checkpoint.record import Record
 from modicum.classification.views import crops_of, temporal_views
 from modicum.errors import UsageError
 from modicum.video.datasets.sample import VideoSample
@@ -50,6 +51,21 @@ class Protocol:
                 raise UsageError(f"`{name}` is {getattr(self, name)}: it must be at least 1")
         if self.views[1] not in (1, 3):
             raise UsageError(f"{self.views[1]} spatial crops were asked for: choose 1 or 3, as in 4x3")
+
+
+def protocol_for(model: Any, *, stride: int | None = None, short_side: int | None = None, **others: Any) -> Protocol:
+    """How a model looks at a video: what is left open is as it was trained, by the training.json in its folder.
+
+    Where there is none, the stride is 2, as in the paper's comparisons, and the shorter side in proportion.
+    """
+    config, record = getattr(model.config, "encoder", model.config), Record.of(model.files or {})
+    trained_stride, trained_side = record.section("clips").get("stride"), record.section("augment").get("short_side")
+    if stride is None:
+        stride = trained_stride if isinstance(trained_stride, int) else Protocol.stride
+    # A model that was resized since is larger than what it was trained on.
+    if short_side is None and isinstance(trained_side, int) and trained_side >= min(config.image_size):
+        short_side = trained_side
+    return Protocol(stride=stride, short_side=short_side, **others)
 
 
 def read_views(path: str | Path | VideoSample, config: Any, protocol: Protocol, threads: str = "SLICE") -> Tensor:

@@ -48,11 +48,12 @@ def caption(
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same captions above temperature 0.")] = None,
     stride: Annotated[
         int | None,
-        typer.Option(help="Frames of the clock from one frame of the clip to the next; 2 if nothing is said.", min=1),
+        typer.Option(help="Frames of the clock from one frame of the clip to the next; as trained, or else 2.", min=1),
     ] = None,
     fps: Annotated[float, typer.Option(help="The clock that strides count; Kinetics has 25 frames per second.")] = 25.0,
     short_side: Annotated[
-        int | None, typer.Option(help="Size of the shorter side before cropping; 256 for crops of 224.")
+        int | None,
+        typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
     ] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="A line per window of each video instead of one caption of its middle.")
@@ -115,7 +116,7 @@ def caption(
     }
     base = secrets.randbits(63) if seed is None else seed
     printed = Printed(len(videos), settings, drafted=drafter is not None, as_json=as_json, color=not no_color)
-    clock = {"stride": 2 if stride is None else stride, "fps": fps, "short_side": short_side}
+    clock = {"stride": stride, "fps": fps, "short_side": short_side}
     if streaming:
         caption_streams(target, videos, printed, base, vtt, {"every": every, "window": window, **clock})
     else:
@@ -200,11 +201,11 @@ def caption_files(
 ) -> None:
     """A caption of each file, with a bar over them; failures are named as they come and counted at the end."""
     from modicum import api
-    from modicum.classification.predict import Protocol, read_ahead, read_views
+    from modicum.classification.predict import protocol_for, read_ahead, read_views
     from modicum.cli.files import FileBar
     from modicum.video.read import VideoError
 
-    protocol = Protocol(views=(1, 1), **clock)
+    protocol = protocol_for(target, views=(1, 1), **clock)
     clips = read_ahead(videos, lambda path: read_views(path, target.config.encoder, protocol)[0])
     seen: list[tuple[Any, str]] = []
     with printed, FileBar(printed.notes, len(videos)) as files:

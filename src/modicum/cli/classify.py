@@ -28,10 +28,14 @@ def classify(
         str, typer.Option(help="Temporal views x spatial crops, whose logits are averaged: 4x1, or 4x3 as in papers.")
     ] = "4x1",
     top: Annotated[int, typer.Option(help="How many classes to name.")] = 5,
-    stride: Annotated[int, typer.Option(help="Frames of the clock from one frame of a view to the next.")] = 2,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Frames of the clock from one frame of a view to the next; as trained, or else 2."),
+    ] = None,
     fps: Annotated[float, typer.Option(help="The clock that strides count; Kinetics has 25 frames per second.")] = 25.0,
     short_side: Annotated[
-        int | None, typer.Option(help="Size of the shorter side before cropping; 256 for crops of 224.")
+        int | None,
+        typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="A line per step of one long video, as it is read.")] = False,
     every: Annotated[float, typer.Option(help="With --stream: seconds from line to line.")] = 1.0,
@@ -45,9 +49,11 @@ def classify(
 ) -> None:
     """Name what videos show. A file that cannot be read is reported and the others go on."""
     from modicum import api
-    from modicum.classification.predict import Protocol
+    from modicum.classification.predict import Protocol, protocol_for
 
-    protocol = Protocol(views=common.parse_views(views), stride=stride, fps=fps, short_side=short_side, top=top)
+    looking: Any = {"views": common.parse_views(views), "fps": fps, "short_side": short_side, "top": top}
+    # What cannot be honoured is refused before a model is loaded.
+    Protocol(**looking, stride=1 if stride is None else stride)
     if stream and (len(videos) != 1 or frames_sheet is not None):
         raise UsageError(f"--stream reads one video and draws no sheet: give one instead of {len(videos)}, no sheet")
     if frames_sheet is not None:
@@ -58,6 +64,7 @@ def classify(
         common.check_writable(frames_sheet, force=force)
         load_pyplot()
     loaded = api.check_video_model(api.load(model, device=device, dtype=dtype))
+    protocol = protocol_for(loaded, stride=stride, **looking)
     if stream:
         show_stream(loaded, videos[0], every, protocol, as_json=as_json)
         return

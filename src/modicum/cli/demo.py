@@ -56,9 +56,9 @@ def tell(story: Any) -> None:
     from modicum import api
     from modicum.cli import demo_caption, demo_gqa, demo_text, demo_video
 
-    model, learns = demo_video.classifier()
+    model = demo_video.classifier()
     with demo_video.folder_of_clips(story, model) as clips:
-        demo_video.watch(story, model, clips, learns=learns)
+        demo_video.watch(story, model, clips)
     if demo_caption.shipped():
         captioner, draft = (api.load(name, dtype="float32") for name in (demo_caption.CAPTIONER, demo_caption.DRAFT))
         demo_caption.describe(story, captioner, draft)

@@ -117,8 +117,8 @@ def report_facts(step: Any, written: list[Written]) -> None:
     section = step.section
     section.text(
         "The captioner watches a clip once and writes one sentence. It has met every one of these words, but in other "
-        "company: each scene has a colour with a shape, or a shape with a motion, that it was never trained on. A smaller "
-        "captioner, which reads what the same encoder saw, proposes the words."
+        "company: each scene has a colour, a shape and a motion that it was never shown together. A smaller captioner, "
+        "which reads what the same encoder saw, proposes the words."
     )
     section.strips(
         [

@@ -53,7 +53,9 @@ class Step:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("  {task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self.story.notes, disable=not sys.stderr.isatty()) as progress:
+        # Refreshed seldom: what is timed beneath it should have the processor for itself.
+        hidden = not sys.stderr.isatty()
+        with Progress(*columns, console=self.story.notes, disable=hidden, refresh_per_second=4) as progress:
             task = progress.add_task(what, total=total)
             yield lambda: progress.advance(task)
 

@@ -10,7 +10,8 @@ from modicum.cli.demo_story import timed, tokens_seen
 from modicum.errors import GenerationError
 
 K = 4
-ROUNDS = 5
+# Rounds over all prompts; no more are begun after so many seconds.
+ROUNDS, SECONDS = 5, 45
 BUILT_IN = (
     'class Stack:\n    """A last-in, first-out collection."""\n\n    def __init__(self):\n        self.items = []\n'
 )
@@ -28,9 +29,13 @@ def write(story: Any, target_name: str, draft_name: str) -> None:
         settings: dict[str, Any] = {"max_new_tokens": 24 if step.quick else 160, "temperature": 0, "ignore_eos": True}
         drafting = {"draft": draft, "num_draft_tokens": K}
         show(step, target, prompts[0], {**settings, **drafting})
-        plain_times, draft_times, stats = [], [], []
+        plain_times: list[float] = []
+        draft_times: list[float] = []
+        stats: list[Any] = []
         with step.bar("plain and with draft", rounds * len(prompts)) as advance:
             for _ in range(rounds):
+                if sum(plain_times + draft_times) > SECONDS:
+                    break
                 for prompt in prompts:
                     seconds, plain = timed(lambda p=prompt: api.generate(target, [p], **settings))
                     plain_times.append(seconds)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modicum.cli import demo_motions
 from modicum.cli.demo_story import timed
 from modicum.config import Variant
 
@@ -33,13 +32,11 @@ class Clip:
     frames: Any
 
 
-def classifier() -> tuple[Any, bool]:
-    """The classifier that ships with modicum, and whether it is one that still has to learn, as there is none."""
-    from modicum import api, resources
+def classifier() -> Any:
+    """The classifier that ships with modicum."""
+    from modicum import api
 
-    if CLASSIFIER in resources.model_presets():
-        return api.load(CLASSIFIER, dtype="float32"), False
-    return demo_motions.small_model(), True
+    return api.load(CLASSIFIER, dtype="float32")
 
 
 @contextmanager
@@ -76,35 +73,23 @@ def make(story: Any, model: Any, folder: Path) -> list[Clip]:
         step.headline(f"{speed} clips/s", "drawn and encoded as video files", line)
         step.section.text(
             "An object stands once at each point of a small lattice, and the label says in which direction the lattice is "
-            "walked. So neither one frame tells the classes apart, nor do all of them without their order: a model has to "
-            "watch, not to look."
+            "walked, line by line. So neither one frame tells the classes apart, nor do all of them without their order: a "
+            "model has to watch, not to look."
         )
         shown = [
-            strip(clip.frames, f"Frames from left to right: something {clip.label}", [(clip.path.name, clip.label)])
+            strip(clip.frames, f"All frames in order: something {clip.label}", [(clip.path.name, clip.label)], most=16)
             for clip in clips[: len(labels)]
         ]
         step.section.strips(shown)
     return clips
 
 
-def watch(story: Any, model: Any, clips: list[Clip], *, learns: bool = False) -> None:
+def watch(story: Any, model: Any, clips: list[Clip]) -> None:
     """Classify the files, and compare what the paper's four models cost."""
     with story.step("Name what moves in them") as step:
         if clips:
-            if learns:
-                learn(step, model)
             name_motions(step, model, clips)
         compare(step)
-
-
-def learn(step: Any, model: Any) -> None:
-    """The small model sees other clips, here and now."""
-    steps = 5 if step.quick else demo_motions.STEPS
-    with step.bar("train a small ViViT", steps) as advance:
-        seconds, _ = timed(lambda: demo_motions.teach(model, steps, advance))
-    seen = f"{steps * demo_motions.BATCH:,} other clips"
-    step.say(f"a small ViViT, trained for {seconds:.0f} s on {seen}")
-    step.section.text(f"The model was trained just now, for {seconds:.0f} seconds, on {seen}.")
 
 
 def name_motions(step: Any, model: Any, clips: list[Clip]) -> None:
@@ -132,7 +117,7 @@ def name_motions(step: Any, model: Any, clips: list[Clip]) -> None:
     right, control_right = (
         sum(found.label == clip.label for found, clip in zip(given, clips, strict=True)) for given in (named, shuffled)
     )
-    chance, each = f"{len(clips) / len(model.labels):.2g}", 1e3 * seconds / len(clips)
+    chance, each = f"{len(clips) / len(labels):.2g}", 1e3 * seconds / len(clips)
     line = (
         f"{right} of {len(clips)} right, {control_right} with shuffled frames, {chance} by chance; {each:.0f} ms a file"
     )

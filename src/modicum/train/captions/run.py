@@ -1,4 +1,4 @@
-"""`modicum train` on a captioner's recipe: from captioned videos to a folder that `modicum caption` takes, or its draft."""
+"""`modicum train` on a captioner's recipe: from captioned videos to a folder for `modicum caption`, or its draft's."""
 
 import json
 from dataclasses import replace
