@@ -37,16 +37,11 @@ def read_captioned(data: CaptionedSection) -> tuple[VideoDataset, VideoDataset]:
         UsageError: annotations that cannot be read, no videos, or videos that are in both.
     """
     if data.format == SYNTHETIC:
-<<<<<<< HEAD
-        ours = Path(str(data.root)) / CAPTIONS
-        return read_dataset("msrvtt", ours, split="train"), read_dataset("msrvtt", ours, split="held_out")
-=======
         scenes = str(Path(str(data.root)) / CAPTIONS)
         return (
             read_dataset("msrvtt", scenes, split="train"),
             read_dataset("msrvtt", scenes, split="held_out"),
         )
->>>>>>> main
     training = read_dataset(data.format, data.annotations, data.root, split=data.split or None)
     annotations, root = data.held_out_annotations or data.annotations, data.held_out_root or data.root
     held_out = read_dataset(data.format, annotations, root, split=data.held_out or None)

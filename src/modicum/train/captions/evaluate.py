@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""How good the captions are that a model writes about held-out videos, and how good without what it should see."""
-=======
 """How good a model's captions of held-out videos are, and what is left of them without what it should see."""
->>>>>>> main
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
