@@ -8,6 +8,16 @@ from typing import Any
 from modicum.errors import CheckpointError
 
 RECORD = "training.json"
+# What it says of how good the model is, which another model's weights are not.
+QUALITY = (
+    "val_loss",
+    "bits_per_byte",
+    "val_accuracy",
+    "captions",
+    "controls",
+    "tokens_per_target_call",
+    "acceptance_rate",
+)
 
 
 class Record:
@@ -59,7 +69,7 @@ class Record:
         return self._with("finetuned", [*(before if isinstance(before, list) else []), entry])
 
     def _with(self, name: str, value: Any) -> bytes:
-        kept = {key: old for key, old in self.values.items() if key not in ("val_loss", "bits_per_byte")}
+        kept = {key: old for key, old in self.values.items() if key not in QUALITY}
         return json.dumps(kept | {name: value}, indent=2).encode()
 
     def section(self, name: str) -> dict[str, Any]:

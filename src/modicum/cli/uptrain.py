@@ -16,14 +16,20 @@ modicum uptrain ./multi-head ./gqa-8 --kv-heads 8 --data ./texts --original-toke
 
 modicum uptrain ./multi-head ./gqa-8 --kv-heads 8 --data ./texts --tokens 5000000 --teacher ./multi-head
 
-modicum uptrain ./multi-head ./control --control --data ./texts --tokens 5000000"""
+modicum uptrain ./multi-head ./control --control --data ./texts --tokens 5000000
+
+modicum uptrain ./captioner ./captioner-2 --kv-heads 2 --data ./captioned-videos --fraction 0.05"""
 
 
 def uptrain(
     source: Annotated[str, typer.Argument(help="A model that ships with modicum, a local folder, or a hub id.")],
     destination: Annotated[Path, typer.Argument(help="The folder to write.")],
     data: Annotated[
-        list[str], typer.Option(help="Text: a file, a folder, a pattern, or `stdlib`. May be given several times.")
+        list[str],
+        typer.Option(
+            help="Text: a file, a folder, a pattern, or `stdlib`. May be given several times. For a captioner one folder of "
+            "captioned videos, or its annotations in the layout of MSR-VTT or VATEX."
+        ),
     ],
     kv_heads: Annotated[
         int | None, typer.Option(help="Key-value heads afterwards; must divide those there are. 1: multi-query.")
@@ -61,7 +67,10 @@ def uptrain(
     seed: Annotated[int, typer.Option(help="Of the order of the data, and of the method random.")] = 0,
     held_out: Annotated[
         str | None,
-        typer.Option(help="A share of the files, or where others are; the original's rule, or 0.02."),
+        typer.Option(
+            help="A share of the files, or where others are; the original's rule, or 0.02. Of videos the name of a split, "
+            "or VATEX's other file."
+        ),
     ] = None,
     device: common.Device = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that holds something.")] = False,
@@ -72,7 +81,8 @@ def uptrain(
     Ctrl-C saves, --resume goes on as if nothing had happened, also after a crash. The result is a stock folder; its
     training.json says what was done.
     """
-    from modicum.gqa.uptrain import Settings, Uptraining
+    from modicum.gqa.uptrain import Settings
+    from modicum.gqa.uptrain_captions import uptraining
 
     settings = Settings(
         kv_heads=kv_heads,
@@ -92,7 +102,7 @@ def uptrain(
         held_out=share_or_source(held_out),
         device=device,
     )
-    planned = Uptraining(source, destination, settings)
+    planned = uptraining(source, destination, settings)
     planned.describe()
     facts = planned.facts if dry_run else planned.go(resume, force)
     if facts is None:
@@ -116,11 +126,14 @@ def share_or_source(text: str | None) -> float | str | None:
 def table(facts: dict[str, Any]) -> Any:
     from rich.table import Column, Table
 
-    columns = [Column(name, justify="right") for name in ("KV heads", "held out, nats/token", "KV bytes/token")]
+    per_clip = facts.get("context_bytes_per_clip")
+    names = ["KV heads", "held out, nats/token", "KV bytes/token", *(["KV bytes/clip"] if per_clip else [])]
+    columns = [Column(name, justify="right") for name in names]
     result = Table("", *columns, box=None)
     for name, nats in facts["nats_per_token"].items():
         if nats is not None:
             which = 0 if name == "original" else 1
             kv_heads, n_bytes = facts["kv_heads"][which], facts["kv_bytes_per_token"][which]
-            result.add_row(name, str(kv_heads), f"{nats:.4f}", f"{n_bytes:,}")
+            context = [f"{per_clip[which]:,}"] if per_clip else []
+            result.add_row(name, str(kv_heads), f"{nats:.4f}", f"{n_bytes:,}", *context)
     return result

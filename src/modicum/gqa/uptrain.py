@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from modicum.checkpoint.io import check_goal, read_checkpoint
 from modicum.checkpoint.native import read_config
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer
-from modicum.config import CaptionerConfig, EncoderDecoderConfig, VivitConfig
+from modicum.config import EncoderDecoderConfig, VivitConfig, with_kv_heads
 from modicum.errors import UsageError
 from modicum.gqa.convert import CALIBRATED, check, check_method
 from modicum.gqa.heads import places
 from modicum.lm.objective import objective_of
 from modicum.train.loop import check_fresh, console, remove_state, state_path
 from modicum.train.onward import Outcome, schedule, sitting, train_on
-from modicum.train.recipe import DataSection, Section, require
+from modicum.train.recipe import DataSection, OptimSection, Section, require
 from modicum.train.run import size_of
 from modicum.train.state import usable_state
 from modicum.train.task import Task, digest, teacher_trouble
@@ -131,26 +131,29 @@ class Uptraining:
         config = read_config(self.checkpoint.config)
         if isinstance(config, VivitConfig):
             raise UsageError(f"{source} is a ViViT, and uptraining reads text: train it on its videos instead")
-        if isinstance(config, CaptionerConfig):
-            raise UsageError(f"{source} is a captioner, and uptraining reads text: train it on its clips instead")
-        self.config, self.t5 = config, isinstance(config, EncoderDecoderConfig)
+        self.config: Any = config
         self.kv_heads = config.n_kv_heads if settings.control else int(settings.kv_heads or 0)
         check(config, self.kv_heads)
         self.tokenizer = self._tokenizer()
         self.record = Record.of(self.checkpoint.files)
+        self.optim = self._plan()
+        self.run = sitting(self.folder, self.optim, settings.seed, settings.device)
+        self.dtype = pick_dtype("auto", self.checkpoint)
+
+    def _plan(self) -> OptimSection:
+        """Find the data; what is to be done with it."""
+        self.t5 = isinstance(self.config, EncoderDecoderConfig)
         self.data = self._data()
         self.corpus = find_corpus(self.data.source, self.data.suffixes, self.data.exclude, self.data.held_out)
         original = {} if self.t5 else self.record.section("optim")
-        self.optim = schedule(
-            budget(settings, self.record, source),
-            batch=settings.batch or original.get("batch", 8),
+        return schedule(
+            budget(self.settings, self.record, self.source),
+            batch=self.settings.batch or original.get("batch", 8),
             window=self.data.window,
-            lr=settings.lr,
+            lr=self.settings.lr,
             original=original,
             t5=self.t5,
         )
-        self.run = sitting(self.folder, self.optim, settings.seed, settings.device)
-        self.dtype = pick_dtype("auto", self.checkpoint)
 
     def _tokenizer(self) -> Tokenizer:
         found = Tokenizer.from_files(self.checkpoint.files, self.checkpoint.config)
@@ -242,14 +245,14 @@ class Uptraining:
         task = self._task(original)
         notes, model = {}, None
         if resume:
-            model = type(original)(replace(self.config, n_kv_heads=self.kv_heads)).to(device)
+            model = self._prepared(type(original)(with_kv_heads(self.config, self.kv_heads)).to(device))
         elif self.settings.control:
-            model = self._built(self.checkpoint, device)
+            model = self._prepared(self._built(self.checkpoint, device))
         else:
-            notes = {"original": task.quality(original, bf16=self.optim.bf16)[0]}
+            notes = {"original": task.quality(original, bf16=self.optim.bf16).loss}
             # Unless it teaches, nothing needs it any more: room for the moments.
             del original
-            model = self._built(self._converted(task.training), device)
+            model = self._prepared(self._built(self._converted(task), device))
         identity = {
             **self.facts,
             "source": source_weights,
@@ -264,7 +267,11 @@ class Uptraining:
         model.tokenizer = self.tokenizer
         return model
 
-    def _task(self, original: Any) -> Task:
+    def _prepared(self, model: Any) -> Any:
+        """What is to be trained of a model."""
+        return model
+
+    def _task(self, original: Any) -> Any:
         # Where there are several, the plain end of a text comes before those of conversations.
         end = None if self.t5 else min(self.tokenizer.eos_ids)
         rows = [
@@ -297,12 +304,16 @@ class Uptraining:
             )
         return teacher
 
-    def _converted(self, training: np.ndarray) -> Any:
+    def _calibration(self, task: Any) -> Any:
+        """Some of what is trained on, for methods that look at it."""
+        window = min(api.CALIBRATION_WINDOW, self.config.max_seq_len)
+        return calibration_pieces(task.training, self.config.dim, window)
+
+    def _converted(self, task: Any) -> Any:
         s = self.settings
         calibration: Any = s.calibration
         if calibration is None and s.method in CALIBRATED:
-            window = min(api.CALIBRATION_WINDOW, self.config.max_seq_len)
-            calibration = calibration_pieces(training, self.config.dim, window)
+            calibration = self._calibration(task)
         with Bar(console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
             layers = bar.add_task("converting", total=len(list(places(self.config))), visible=calibration is not None)
             return api.convert_to_gqa(
@@ -326,18 +337,21 @@ class Uptraining:
             "bits_per_byte": outcome.bits_per_byte,
         }
         entry = {name: value for name, value in facts.items() if name != "destination"}
-        record = {
-            **self.record.values,
-            "tokens": facts["original_tokens"],
-            "val_loss": outcome.after,
-            "bits_per_byte": outcome.bits_per_byte,
-            "held_out": list(self.corpus.held_out),
-            "uptrained": [*self.record.uptrained, entry],
-        }
+        record = self._recorded(outcome) | {"uptrained": [*self.record.uptrained, entry]}
         model.stock_config = self.checkpoint.config
         model.files = {**self.checkpoint.files, RECORD: json.dumps(record, indent=2).encode()}
         api.save(model.to(self.dtype), self.destination, overwrite=force)
         remove_state(self.folder)
-        shutil.rmtree(self.folder / "data")
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
         numbers = [model.cache_bytes_per_token * heads // self.kv_heads for heads in facts["kv_heads"]]
         return facts | {"kv_bytes_per_token": numbers}
+
+    def _recorded(self, outcome: Outcome) -> dict[str, Any]:
+        """What training.json says from now on, but for the list of what was done."""
+        return {
+            **self.record.values,
+            "tokens": self.facts["original_tokens"],
+            "val_loss": outcome.after,
+            "bits_per_byte": outcome.bits_per_byte,
+            "held_out": list(self.corpus.held_out),
+        }

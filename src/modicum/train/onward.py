@@ -8,7 +8,6 @@ from typing import Any
 from modicum.errors import UsageError
 from modicum.train.loop import Training, check_fresh
 from modicum.train.recipe import OptimSection, RunSection
-from modicum.train.task import Task
 
 # The peak, as a share of the original training's, and where that is unknown. Low: the original's schedule ended low, and
 # what a higher rate shakes up does not settle again in a few per cent of its steps. Its moments are gone: a short warm-up
@@ -24,7 +23,7 @@ def schedule(
     tokens: int,
     *,
     batch: int,
-    window: int,
+    window: float,
     lr: float | None = None,
     original: dict[str, Any] | None = None,
     t5: bool = False,
@@ -46,7 +45,8 @@ def schedule(
     steps = round(tokens / per_step)
     if steps < 1:
         raise UsageError(
-            f"a budget of {tokens:,} tokens is less than a step of {per_step:,}: raise it, or give a smaller batch or window"
+            f"a budget of {tokens:,} tokens is less than a step of {per_step:,.0f}: raise it, or give a smaller batch or "
+            "window"
         )
     if t5:
         rate = {"lr": 1.0, "t5_step": T5_STEPS} if lr is None else {"lr": lr, "floor": 1.0}
@@ -70,13 +70,13 @@ class Outcome:
     seconds: float
     before: float
     after: float
-    bits_per_byte: float | None
+    bits_per_byte: float | None  # of text, where it is known of how many bytes it is
     notes: dict[str, float]
 
 
 def train_on(
     model: Any,
-    task: Task,
+    task: Any,
     optim: OptimSection,
     run: RunSection,
     *,
@@ -90,7 +90,7 @@ def train_on(
 
     Args:
         model: on its device, in float32. To resume any of the same shapes will do.
-        task: of batches of `optim.batch`.
+        task: work (`train.loop.Work`) in batches of `optim.batch`, whose figures have a `loss`.
         settings: whatever else makes this run what it is; it is resumed only with the same.
         notes: figures that are kept with the run.
 
@@ -114,6 +114,6 @@ def train_on(
         progress.seconds,
         progress.notes["before"],
         after.loss,
-        after.bits_per_byte,
+        getattr(after, "bits_per_byte", None),
         progress.notes,
     )

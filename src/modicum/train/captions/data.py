@@ -1,5 +1,6 @@
 """Captioned videos of a recipe, and captions as rows of tokens."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from modicum.video.synthetic import CAPTIONS, write_captioned
 SYNTHETIC = "synthetic"
 # What the loss leaves out: positions behind a caption's end.
 PADDING = -100
+# Names of splits that are not trained on, the first found being taken.
+HELD_OUT = ("held_out", "validate", "val", "test")
 
 
 def write_synthetic(data: CaptionedSection) -> None:
@@ -47,6 +50,81 @@ def read_captioned(data: CaptionedSection) -> tuple[VideoDataset, VideoDataset]:
     held_out = read_dataset(data.format, annotations, root, split=data.held_out or None)
     check_apart(training, held_out)
     return training, held_out
+
+
+def find_captions(source: str | Path) -> tuple[str, Path]:
+    """The format and the annotations of a data set, given its file, or the folder that has one such file.
+
+    Raises:
+        UsageError: no such file, or several.
+    """
+    path = Path(source)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    found = [(format, file) for file in files if (format := format_of(file)) is not None]
+    if len(found) != 1:
+        what = "no file of captions" if not found else f"{len(found)} files of captions, such as {found[0][1].name}"
+        raise UsageError(f"{source} holds {what}: give one json file in the layout of MSR-VTT or VATEX, or its folder")
+    return found[0]
+
+
+def format_of(path: Path) -> str | None:
+    """Whose layout a json file has; None if nobody's."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if isinstance(content, dict):
+        return "msrvtt" if {"videos", "sentences"} <= set(content) else None
+    listed = isinstance(content, list) and content and isinstance(content[0], dict) and "videoID" in content[0]
+    return "vatex" if listed else None
+
+
+def held_out_split(annotations: Path) -> str:
+    """What a file in MSR-VTT's layout calls the videos that are not trained on.
+
+    Raises:
+        UsageError: none of the usual names.
+    """
+    videos = json.loads(annotations.read_text(encoding="utf-8"))["videos"]
+    names = dict.fromkeys(video.get("split") for video in videos)
+    usual = next((name for name in HELD_OUT if name in names), None)
+    if usual is None:
+        raise UsageError(f"{annotations} has the splits {', '.join(map(str, names))}: name the one that is held out")
+    return usual
+
+
+def judged_videos(source: str | Path, split: str | None = None) -> VideoDataset:
+    """The held-out videos of a data set, or those of a split.
+
+    Raises:
+        UsageError: annotations that cannot be read, or no videos.
+    """
+    format, annotations = find_captions(source)
+    if format == "msrvtt" and split is None:
+        split = held_out_split(annotations)
+    return read_dataset(format, annotations, split=split)
+
+
+def both_videos(source: str | Path, held_out: str | None = None) -> tuple[VideoDataset, VideoDataset]:
+    """The videos of a data set that are to be trained on and those held out.
+
+    Args:
+        held_out: in MSR-VTT's layout the name of a split, in VATEX's another file.
+
+    Raises:
+        UsageError: annotations that cannot be read, no videos, or videos that are in both.
+    """
+    format, annotations = find_captions(source)
+    if format == "msrvtt":
+        training, judged = read_dataset(format, annotations, split="train"), judged_videos(annotations, held_out)
+    elif held_out is None:
+        raise UsageError(
+            f"{annotations} has no splits, as VATEX has a file for each: give the other file with --held-out"
+        )
+    else:
+        training, judged = read_dataset(format, annotations), judged_videos(held_out)
+    check_apart(training, judged)
+    return training, judged
 
 
 def caption_tokenizer(dataset: VideoDataset, vocab_size: int, max_seq_len: int) -> dict[str, bytes]:
