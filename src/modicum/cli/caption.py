@@ -50,7 +50,10 @@ def caption(
         int | None,
         typer.Option(help="Frames of the clock from one frame of the clip to the next; as trained, or else 2.", min=1),
     ] = None,
-    fps: Annotated[float, typer.Option(help="The clock that strides count; Kinetics has 25 frames per second.")] = 25.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
+    ] = None,
     short_side: Annotated[
         int | None,
         typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
@@ -116,7 +119,7 @@ def caption(
     }
     base = secrets.randbits(63) if seed is None else seed
     printed = Printed(len(videos), settings, drafted=drafter is not None, as_json=as_json, color=not no_color)
-    clock = {"stride": stride, "fps": fps, "short_side": short_side}
+    clock = {"stride": stride, "fps": "auto" if fps is None else fps, "short_side": short_side}
     if streaming:
         caption_streams(target, videos, printed, base, vtt, {"every": every, "window": window, **clock})
     else:
