@@ -141,7 +141,8 @@ def check_sheet(sheet: Path, videos: list[str], streaming: bool, *, force: bool)
 class Printed:
     """Captions on stdout: as they are written in a terminal, as lines to anything else, or as JSON at the end.
 
-    The JSON is printed when the block ends, even by Ctrl-C, so that what is finished is not lost.
+    The JSON is printed when the block ends, even by Ctrl-C, so that what is finished is not lost. A refusal before that
+    leaves stdout empty.
     """
 
     def __init__(self, n_videos: int, settings: dict[str, Any], *, drafted: bool, as_json: bool, color: bool) -> None:
@@ -164,10 +165,11 @@ class Printed:
             self.notes.print(LEGEND)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         from modicum.cli.generate import closing_line
 
-        if self.as_json:
+        refused = kind is not None and issubclass(kind, UsageError) and not self.total.tokens
+        if self.as_json and not refused:
             print(json.dumps(self.results), flush=True)
         elif self.total.tokens:
             self.notes.print(closing_line(self.total), style="dim", soft_wrap=True)
