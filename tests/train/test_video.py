@@ -230,6 +230,10 @@ def test_dry_run_says_what_and_writes_nothing(recipe, folder, capsys):
         train(recipe, ["data.format=list", begun_in(folder, "dry")], dry_run=True)
     assert "parameters without its head, factorized_encoder" in (said := capsys.readouterr().err)
     assert "3 epochs, the first 0.5 of warm-up" in said
+    # What would be refused is, here too.
+    for refused in (["optim.batch=25"], ["optim.epochs=0.2", "optim.batch=24"]):
+        with pytest.raises(UsageError, match="24 videos in batches of .. make less than one step"):
+            train(recipe, [where, begun_in(folder, "dry"), *refused], dry_run=True)
     assert not (folder / "dry").exists()
     assert not (folder / "nowhere").exists()
 
@@ -251,6 +255,13 @@ def test_dry_run_says_what_and_writes_nothing(recipe, folder, capsys):
         (["clips.size=[1, 2, 3]"], r"`size` is \(1, 2, 3\): give a side, or \[height, width\]"),
         (["optim.epochs=0.2", "optim.batch=24"], "0.2 epochs of 1 steps are less than one"),
         (["optim.batch=25"], "has 24 videos, fewer than a batch of 25"),
+        (["run.seed=-1"], "`seed` is -1: it must not be negative"),
+        (["views.short_side=10"], "`short_side` is 10: give at least the clips' 11"),
+        (["augment.short_side=10"], "`short_side` is 10: give at least the clips' 11"),
+        (
+            ["augment.mixup=0.3", "optim.accumulate=12"],
+            "a part of 1 clip in each of 1 processes has no other for mixup",
+        ),
         (["data.format=kinetics"], "the format kinetics needs `annotations`"),
         (["model.start=nowhere/model"], "nowhere/model"),
     ],

@@ -419,6 +419,25 @@ def test_one_door(tmp_path):
         VideoDataset("test", [])
 
 
+@pytest.mark.parametrize(
+    ("format", "text", "what"),
+    [
+        ("kinetics", "label,youtube_id,time_start,time_end,split\nwalk,abc,0:10,0:20,train\n", "ValueError.*'0:10'"),
+        ("epic", "P1_2,P1,P1_1,0,00:10,00:12.0,1,2,n,v,0,n,0,x,x\n", "ValueError: not enough values"),
+        ("vatex", '[{"videoID": "abc", "enCap": ["a"]}]', "ValueError: not enough values"),
+        ("msrvtt", '{"videos": [{"id": 1}], "sentences": []}', "KeyError: 'video_id'"),
+        ("something", '[{"id": 1, "template": ["a"]}]', "TypeError: expected string"),
+    ],
+)
+def test_values_out_of_place_are_a_sentence(format, text, what, tmp_path):
+    path = tmp_path / "annotations"
+    path.write_text(text)
+    with pytest.raises(
+        UsageError, match=f"hold what the format {format} does not .*{what}.*give the files as published"
+    ):
+        read_dataset(format, path)
+
+
 def test_parts_of_a_video(tmp_path):
     path = write_video(tmp_path / "clip.mp4", 50)
 

@@ -116,6 +116,7 @@ class RunSection(Section):
         super().__post_init__()
         for name in ("log_every", "validate_every", "save_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "it must be at least 1")
+        require(self.seed >= 0, "seed", self.seed, "it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ def describe(recipe: VideoRecipe, folder: Path, processes: Processes, expected: 
         UsageError: a batch that cannot be shared out, or, when the rest has been said, data that cannot be used.
     """
     optim, clips, views = recipe.optim, recipe.clips, recipe.views
-    micro = optim.micro_batch(processes.world)
+    micro = recipe.micro_batch(processes.world)
     try:
         n_training, heads, lines = data_lines(recipe)
         trouble = None
@@ -46,8 +46,15 @@ def describe(recipe: VideoRecipe, folder: Path, processes: Processes, expected: 
         per_epoch = n_training // optim.batch
         steps = round(optim.epochs * per_epoch)
         say("steps", f"{steps:,}: {optim.epochs:g} epochs of {per_epoch:,}, {rising}")
-        operations = 2 * 3 * of_model.macs * steps * optim.batch
-        say("computes", f"{operations:.1e} operations: forward, and backward at twice that")
+        passes = 4 if optim.checkpointing else 3
+        forward = "forward twice" if optim.checkpointing else "forward"
+        operations = 2 * passes * of_model.macs * steps * optim.batch
+        say("computes", f"{operations:.1e} operations: {forward}, and backward at twice that")
+        if steps < 1:
+            trouble = UsageError(
+                f"{n_training:,} videos in batches of {optim.batch} make less than one step: lower optim.batch, raise "
+                "optim.epochs, or add videos"
+            )
     else:
         say("steps", f"{optim.epochs:g} epochs, {rising}")
     momentum = f", momentum {optim.momentum:g}" if optim.optimizer == "sgd" else ""

@@ -262,6 +262,27 @@ class VideoRecipe(Section):
     views: ViewsSection = field(default_factory=ViewsSection)
     run: VideoRunSection
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = min(self.clips.shape)
+        for section in (self.augment, self.views):
+            side = section.short_side
+            require(side is None or side >= least, "short_side", side, f"give at least the clips' {least}")
+
+    def micro_batch(self, world: int) -> int:
+        """Clips that one process has in memory at once.
+
+        Raises:
+            UsageError: the batch cannot be shared out evenly, or leaves mixup nothing to mix.
+        """
+        clips = self.optim.micro_batch(world)
+        if self.augment.mixup and clips < 2:
+            raise UsageError(
+                f"a part of {clips} clip in each of {world} processes has no other for mixup: lower optim.accumulate, or "
+                "set augment.mixup=0"
+            )
+        return clips
+
 
 def is_video(values: dict[str, Any]) -> bool:
     """Whether the tables of a recipe are about videos."""

@@ -79,7 +79,7 @@ class VideoTraining:
         """
         check_fresh(self.folder, resume)
         with joined(self.recipe.run.device) as processes, heard_from(processes):
-            self.recipe.optim.micro_batch(processes.world)
+            self.recipe.micro_batch(processes.world)
             training, held_out = self._videos(processes)
             self.folder.mkdir(parents=True, exist_ok=True)
             report_missing(training, held_out)
@@ -118,7 +118,7 @@ class VideoTraining:
             config,
             protocol,
             workers=recipe.data.workers,
-            batch=recipe.optim.micro_batch(processes.world),
+            batch=recipe.micro_batch(processes.world),
             processes=processes,
             shuffle=(recipe.run.seed,) if shuffles(recipe.data) else None,
         )

@@ -1,9 +1,10 @@
 """One door to all formats."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from modicum.errors import UsageError
+from modicum.errors import ModicumError, UsageError
 from modicum.video.datasets.captioned import read_msrvtt, read_vatex, read_vatex_zh
 from modicum.video.datasets.epic import read_epic
 from modicum.video.datasets.kinetics import read_kinetics
@@ -56,4 +57,13 @@ def read_dataset(
         annotations = root
     if annotations is None:
         raise UsageError(f"the format {format} needs `annotations`: give the file that lists the videos")
-    return reader(annotations, root, split=split, labels=labels)
+    try:
+        return reader(annotations, root, split=split, labels=labels)
+    except ModicumError:
+        raise
+    except (LookupError, TypeError, ValueError, csv.Error) as error:
+        # One value out of 100,000s is not what its place is for: a time that is no number, an id without its parts.
+        raise UsageError(
+            f"{annotations}, or its labels, hold what the format {format} does not ({type(error).__name__}: {error}): "
+            "give the files as published, or data in another format"
+        ) from error
