@@ -20,7 +20,6 @@ from modicum.decode.stats import GenerationStats
 from modicum.errors import UsageError
 from modicum.video.windows import Window
 
-
 # Seconds of a window; a stride has to be a number of frames that can be counted.
 LONGEST = 1e9
 
