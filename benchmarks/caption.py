@@ -34,7 +34,7 @@ from torch import Tensor
 
 from modicum import api
 from modicum.captioning.model import Captioner
-from modicum.classification.predict import Protocol, read_views
+from modicum.classification.predict import protocol_for, read_views
 from modicum.classification.views import crops_of
 from modicum.config import CaptionerConfig, with_kv_heads
 from modicum.decode.stats import GenerationStats
@@ -120,7 +120,7 @@ def clips_of(options: argparse.Namespace, target: Captioner) -> Tensor:
     """uint8 [clips, frames, height, width, 3], as the encoder reads them."""
     config = target.config.encoder
     if options.videos:
-        protocol = Protocol(views=(1, 1))
+        protocol = protocol_for(target, views=(1, 1))
         return torch.stack([read_views(path, config, protocol)[0] for path in options.videos])
     generator, side = np.random.default_rng(options.seed), max(config.image_size)
     made = []
