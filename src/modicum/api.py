@@ -23,7 +23,7 @@ from modicum.checkpoint.native import changed_checkpoint, read_config, read_tens
 from modicum.checkpoint.record import RECORD, Record
 from modicum.checkpoint.tokenizer import Tokenizer, stored_eos_ids
 from modicum.checkpoint.vivit_folder import vivit_checkpoint
-from modicum.classification.predict import classify_files, protocol_for
+from modicum.classification.predict import Fps, classify_files, clock_of, protocol_for
 from modicum.config import VivitConfig, nearest, with_dtype
 from modicum.decode.batch import OnToken, TokenEvent
 from modicum.decode.logprobs import TokenLogprob
@@ -289,7 +289,7 @@ def caption(
     max_new_tokens: int | Sequence[int] = 64,
     temperature: float | Sequence[float] = 0.0,
     stride: int | None = None,
-    fps: float | None = 25.0,
+    fps: Fps = "auto",
     short_side: int | None = None,
     pixel_values: torch.Tensor | None = None,
     **settings: Any,
@@ -344,7 +344,7 @@ def caption_windows(
     every: float | None = None,
     window: float | None = None,
     stride: int | None = None,
-    fps: float | None = 25.0,
+    fps: Fps = "auto",
     short_side: int | None = None,
     seed: int | tuple[int, int] | None = None,
     on_window: Callable[[float, float], Any] | None = None,
@@ -372,7 +372,7 @@ def caption_windows(
     """
     config = check_captioner(model).config.encoder
     if window is not None:
-        stride = stride_of(window, config.num_frames, fps)
+        stride = stride_of(window, config.num_frames, clock_of(model, fps))
     protocol = protocol_for(model, views=(1, 1), stride=stride, fps=fps, short_side=short_side)
     base = secrets.randbits(62) if seed is None else seed if isinstance(seed, int) else stream_key(*seed)
     for number, shown in enumerate(memory_windows(model, video, every, protocol)):
@@ -389,7 +389,7 @@ def classify(
     views: tuple[int, int] = (4, 1),
     top: int = 5,
     stride: int | None = None,
-    fps: float | None = 25.0,
+    fps: Fps = "auto",
     short_side: int | None = None,
 ) -> Any:
     """Name what videos show: several views of each, their logits averaged (2103.15691, section 4.1).
@@ -401,7 +401,8 @@ def classify(
         top: how many classes to name.
         stride: frames of the clock from one frame of a view to the next; None is as the model was trained, by its
             training.json, or else 2.
-        fps: the clock, so that files of any rate mean the same; None counts a file's own frames.
+        fps: the clock, so that files of any rate mean the same; "auto" is the one that the model was trained with, or else
+            25 per second; None counts a file's own frames.
         short_side: pixels of the shorter side before cropping; None is as the model was trained, or else 256 for crops of
             224, others in proportion.
 

@@ -40,6 +40,10 @@ def build_captioner(
     fill(model, ((name, checkpoint.state_dict[name]) for name in checkpoint.state_dict), device, dtype)
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
+    if dtype == torch.float16 and not config.shares_encoder:
+        # A draft knows its target's encoder by bfloat16 numbers, which float16 on the way there would round otherwise.
+        stored = checkpoint.state_dict
+        model.remember_encoder({name[8:]: stored[name] for name in stored if name.startswith("encoder.")})
     return model.to(device)  # what is left elsewhere are tables of positions
 
 

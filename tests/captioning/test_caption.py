@@ -155,7 +155,8 @@ def test_all_forms_of_a_clip_say_the_same(tmp_path):
     with torch.no_grad():
         memories = target.encode(batch)
     floats = batch.float() * (2 / 255) - 1
-    for given in (batch, batch.numpy(), [video.numpy(), other], [memories[0], other], memories, floats):
+    turned = np.ascontiguousarray(batch.numpy()[..., ::-1])[..., ::-1]  # from BGR, with a negative stride
+    for given in (batch, batch.numpy(), turned, [video.numpy(), other], [memories[0], other], memories, floats):
         assert modicum.caption(target, given, **GREEDY).tokens == both
     assert modicum.caption(target, pixel_values=batch.movedim(-1, 2), **GREEDY).tokens == both
     assert modicum.caption(target, pixel_values=video.movedim(-1, 1), **GREEDY).tokens == expected
@@ -209,6 +210,11 @@ def test_prompts_begin_a_caption():
             "a memory is \\[9, 11\\] and this model's encoder",
         ),
         (lambda m: modicum.caption(m, torch.zeros(9)), "a clip is \\[9\\]: give frames"),
+        (lambda m: modicum.caption(m, torch.zeros(0, 24)), "a memory is \\[0, 24\\]"),
+        (lambda m: modicum.caption(m, 5), "videos is int: give paths, or clips"),
+        (lambda m: modicum.caption(m, [None]), "a clip is NoneType, which is no tensor"),
+        (lambda m: modicum.caption(m, pixel_values=torch.zeros(3, 11, 16)), "pixel_values are \\[3, 11, 16\\]"),
+        (lambda m: modicum.caption(m, clips([9]), draft=5), "the draft is int: give what `modicum.load` makes"),
         (
             lambda m: modicum.caption(m, torch.zeros(9, 12, 16, 3)),
             "the video is \\[1, 9, 12, 16, 3\\] and this model reads",

@@ -7,6 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import modicum
+from modicum.captioning import clips as room
 from modicum.cli.main import app
 from modicum.config import with_kv_heads
 from modicum.errors import UsageError
@@ -128,7 +129,20 @@ def test_on_the_command_line(tmp_path):
     assert "give pairs of a clip and its caption" in str(refused.exception)
 
 
-@pytest.mark.parametrize("calibration", ["text.txt", [[1, 2, 3]], [[1, 2]], []])
+def test_calibration_looks_at_files_as_the_model_was_trained(monkeypatch):
+    model, seen = tiny_captioner(), []
+
+    def read(path, config, protocol):
+        seen.append((protocol.stride, protocol.short_side))
+        return torch.zeros(1, 9, 11, 16, 3, dtype=torch.uint8)
+
+    monkeypatch.setattr(room, "read_views", read)
+    model.files = {"training.json": json.dumps({"settings": {"clips": {"stride": 3}, "augment": {"short_side": 17}}})}
+    room.shown_and_said(model, [("clip.mp4", [1, 2])])
+    assert seen == [(3, 17)]
+
+
+@pytest.mark.parametrize("calibration", ["text.txt", [[1, 2, 3]], [[1, 2]], [], [None], [PAIRS[0], 5]])
 def test_calibration_on_anything_else_is_refused(calibration, tmp_path):
     with pytest.raises(UsageError, match="give pairs of a clip and its caption"):
         converted(tiny_captioner(n_kv_heads=6), tmp_path, 2, "merged", calibration=calibration)

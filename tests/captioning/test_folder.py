@@ -69,6 +69,20 @@ def test_a_draft_without_its_encoder(tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_draft_knows_its_encoder_in_any_dtype(dtype, tmp_path):
+    """float32 rounded to float16 and then to bfloat16 is not what it is rounded to bfloat16 alone."""
+    target = tiny_captioner()
+    modicum.save(target, tmp_path / "target")
+    modicum.save(tiny_captioner(5, n_layers=1).without_encoder(), tmp_path / "draft")
+    modicum.save(tiny_captioner(encoder={"dim": 48}, seed=1).without_encoder(), tmp_path / "stranger")
+    loaded, draft = (modicum.load(tmp_path / name, dtype=dtype) for name in ("target", "draft"))
+    assert loaded.encoder_fingerprint == target.encoder_fingerprint
+    assert len(modicum.caption(loaded, clips([9]), draft=draft, max_new_tokens=3).tokens[0]) == 3
+    with pytest.raises(UsageError, match="trained on another encoder's output"):
+        modicum.caption(loaded, clips([9]), draft=modicum.load(tmp_path / "stranger", dtype=dtype))
+
+
 def test_made_of_what_ships(tmp_path):
     text = modicum.load(TARGET, dtype="float32")
     model = from_parts(tiny_vivit(**MODELS[1]), text)

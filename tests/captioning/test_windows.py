@@ -178,6 +178,11 @@ def test_frames_become_whole_tubelets():
 def test_refusals(clip):
     with pytest.raises(UsageError, match="`every` is 0: give a positive number of seconds"):
         next(api.caption_windows(captioner(), clip, every=0))
+    with pytest.raises(UsageError, match="`every` is inf: give a positive number of seconds"):
+        next(api.caption_windows(captioner(), clip, every=float("inf")))
+    for window, fps in ((float("inf"), 25.0), (1e300, 25.0), (1.0, 0.0), (1.0, float("inf"))):
+        with pytest.raises(UsageError, match="give a positive time of at most 1e\\+09 s, and a clock"):
+            next(api.caption_windows(captioner(), clip, window=window, fps=fps))
     with pytest.raises(UsageError, match="samples frames from its whole window"):
         next(api.caption_windows(captioner(sampled_frames=4), clip))
     with pytest.raises(UsageError, match="Vivit writes no captions: give a captioner"):

@@ -170,6 +170,15 @@ def test_a_model_looks_as_it_was_trained_unless_told_otherwise():
     assert protocol_for(model, views=(1, 1)) == Protocol(views=(1, 1), stride=2, short_side=None)
     model.files = {"training.json": json.dumps(record).encode()}
     assert protocol_for(model, views=(1, 1)) == Protocol(views=(1, 1), stride=3, short_side=61)
+    # SSv2's clock, a file's own, and a number that the caller gives.
+    for trained, given, expected in ((12.5, "auto", 12.5), (0.0, "auto", None), (12.5, 30, 30), (12.5, None, None)):
+        clips = record["settings"]["clips"] | {"fps": trained}
+        model.files = {"training.json": json.dumps({"settings": {"clips": clips}}).encode()}
+        assert protocol_for(model, fps=given).fps == expected
+    judged = record["settings"] | {"views": {"views": [4, 1], "short_side": 67}}
+    model.files = {"training.json": json.dumps({"settings": judged}).encode()}
+    assert protocol_for(model).short_side == 67
+    model.files = {"training.json": json.dumps(record).encode()}
     assert protocol_for(model, stride=5, short_side=70, top=2) == Protocol(stride=5, short_side=70, top=2)
     record["settings"]["augment"]["short_side"] = min(model.config.image_size) - 1
     model.files = {"training.json": json.dumps(record).encode()}

@@ -238,6 +238,8 @@ def test_the_help_teaches(call):
         (["model", "clip.mp4", "--draft", "stranger"], "the draft was trained on another encoder's output"),
         (["model", "clip.mp4", "--every", "0"], "`every` is 0.0: give a positive number of seconds"),
         (["model", "clip.mp4", "--window", "0.01"], "a window of 0.01 s holds 0.2 frames at 25 fps"),
+        (["model", "clip.mp4", "--prompt", "", "--json"], "prompt 0 is empty"),
+        (["model", "clip.mp4", "--every", "0", "--json"], "`every` is 0.0: give a positive number of seconds"),
         (["model", "clip.mp4", "--short-side", "20"], "a shorter side of 20 is less than the model's 48"),
     ],
 )

@@ -84,6 +84,15 @@ def test_judging_is_what_classify_does(held_out):
         assert sorted(path.rsplit("/", 1)[1] for path in figures.broken) == ["2.mp4", "7.mp4"]
 
 
+def test_parts_of_a_broken_file_are_counted_apart(held_out):
+    whole, broken = held_out.samples[0].path, held_out.samples[2].path
+    samples = [VideoSample(broken, (0,), id, start=start, end=start + 0.2) for id, start in (("a", 0.1), ("b", 0.5))]
+    model = small()
+    figures = judge_of(VideoDataset("parts", [VideoSample(whole, (1,)), *samples], {"": 5}), model)(model, bf16=False)
+    assert figures.n == 1
+    assert list(figures.broken) == [f"{broken} (a)", f"{broken} (b)"]
+
+
 def test_shuffled_frames_are_judged_by_the_key_alone(held_out):
     model = small()
     losses = [judge_of(held_out, model, shuffle=key)(model, bf16=False).loss for key in (None, (3,), (3,), (4,))]

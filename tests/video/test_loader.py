@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import time
 from itertools import islice
 from pathlib import Path
@@ -269,6 +270,16 @@ def test_a_killed_worker_is_a_sentence(videos):
     with pytest.raises(Exception, match="a worker that decodes videos died, mostly for want of memory") as caught:
         taken(loader_of(videos, workers=1, augment=killed), 0, 1)
     assert type(caught.value).__name__ == "ModicumError"
+
+
+def interrupted(clip, key):
+    os.kill(os.getpid(), signal.SIGINT)
+    return resize(clip, *SIZE)
+
+
+def test_ctrl_c_stops_no_worker(videos):
+    """A terminal sends it to all processes, and the training still needs batches to finish its step."""
+    assert len(taken(loader_of(videos, workers=1, augment=interrupted), 0, 2)) == 2
 
 
 def probe(clip, key):

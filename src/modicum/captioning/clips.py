@@ -1,17 +1,18 @@
 """What a caller gives to be captioned, as memories: files read and cropped, clips encoded a few at a time, once each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modicum.captioning.model import Captioner
-from modicum.classification.predict import Protocol, read_views
+from modicum.classification.predict import Protocol, protocol_for, read_views
 from modicum.classification.views import crops_of
 from modicum.decode.batch import Request
 from modicum.decode.prompts import MAX_ROWS, encode_prompts
@@ -32,13 +33,31 @@ def as_clips(videos: Any, pixel_values: Tensor | None = None) -> list[Any]:
     if (videos is None) == (pixel_values is None):
         raise UsageError("give either videos or pixel_values: paths, or clips [T, height, width, 3]")
     if pixel_values is not None:
-        videos = torch.as_tensor(pixel_values).movedim(-3, -1)
+        frames = _tensor(pixel_values)
+        if frames.dim() not in (4, 5):
+            raise UsageError(f"pixel_values are {list(frames.shape)}: give clips [B, T, 3, height, width]")
+        videos = frames.movedim(-3, -1)
     if isinstance(videos, str | Path):
         return [videos]
     if isinstance(videos, Tensor) or hasattr(videos, "__array__"):
-        given = torch.as_tensor(videos)
+        given = _tensor(videos)
         return list(given) if given.dim() in (3, 5) else [_checked(given)]
-    return [clip if isinstance(clip, str | Path) else _checked(torch.as_tensor(clip)) for clip in videos]
+    if not isinstance(videos, Iterable):
+        raise UsageError(f"videos is {type(videos).__name__}: give paths, or clips [T, height, width, 3]")
+    return [clip if isinstance(clip, str | Path) else _checked(_tensor(clip)) for clip in videos]
+
+
+def _tensor(given: Any) -> Tensor:
+    """An array, nested lists or a tensor, as a tensor."""
+    if hasattr(given, "__array__") and not isinstance(given, Tensor):
+        # Frames turned from BGR by [..., ::-1] have strides that tensors cannot have.
+        given = np.ascontiguousarray(given)
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(
+            f"a clip is {type(given).__name__}, which is no tensor: give frames [T, height, width, 3], or a path"
+        ) from None
 
 
 def _checked(clip: Tensor) -> Tensor:
@@ -92,7 +111,7 @@ def _frames(model: Captioner, clip: Any, protocol: Protocol) -> Tensor:
     if isinstance(clip, str | Path):
         return read_views(clip, config, protocol)[0]
     if clip.dim() == 2:
-        if clip.shape[1] != config.dim:
+        if clip.shape[1] != config.dim or not len(clip):
             raise UsageError(
                 f"a memory is {list(clip.shape)} and this model's encoder makes vectors of {config.dim}: give one of its own"
             )
@@ -134,8 +153,9 @@ def shown_and_said(model: Captioner, pairs: Any) -> list[tuple[Tensor, ...]]:
     Raises:
         UsageError: something else than pairs.
     """
-    several = None if isinstance(pairs, str | Path) else [tuple(pair) for pair in pairs if not isinstance(pair, int)]
-    if not several or any(len(pair) != 2 or isinstance(pair[0], int) for pair in several):
+    several = [] if isinstance(pairs, str | Path) else list(pairs)
+    paired = (isinstance(pair, list | tuple) and len(pair) == 2 and not isinstance(pair[0], int) for pair in several)
+    if not several or not all(paired):
         raise UsageError(
             "a captioner is calibrated on what it sees and says: give pairs of a clip and its caption, as in "
             '[("clip.mp4", "a dog runs"), ...]'
@@ -143,7 +163,7 @@ def shown_and_said(model: Captioner, pairs: Any) -> list[tuple[Tensor, ...]]:
     shown, said = zip(*several, strict=True)
     ids = beginnings(model, list(said), len(shown))
     clips = [clip for given in shown for clip in as_clips(given)]
-    memories = encoded(model, clips, Protocol(views=(1, 1)))
+    memories = encoded(model, clips, protocol_for(model, views=(1, 1)))
     return [
         (memory[None], torch.tensor([text], device=model.device)) for memory, text in zip(memories, ids, strict=True)
     ]

@@ -1,6 +1,6 @@
 """The captioner: a ViViT watches a clip once, and a text decoder with cross-attention writes about it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -207,10 +207,17 @@ class Captioner(Reader):
         if self._encoder_fingerprint is not None:
             return self._encoder_fingerprint
         assert self.encoder is not None
+        return self._fingerprint_of_encoder(self.encoder.dense_state())
+
+    def remember_encoder(self, stored: Mapping[str, Tensor]) -> None:
+        """Go by the encoder as it was stored, before its weights were rounded: in float16 they have another fingerprint."""
+        self._encoder_fingerprint = self._fingerprint_of_encoder(stored)
+
+    def _fingerprint_of_encoder(self, state: Mapping[str, Tensor]) -> str:
         # What does not change what the encoder computes does not tell encoders apart either.
         ignored = ("num_classes", "heads", "pre_logits", "stochastic_depth")
         shape = {key: value for key, value in self.config.encoder.to_dict().items() if key not in ignored}
-        return fingerprint_of(shape, self.encoder.dense_state())
+        return fingerprint_of(shape, state)
 
     def check_sources_of(self, target: Any) -> None:
         """Refuse to read what `target` has encoded, where this captioner was made for another encoder's output."""

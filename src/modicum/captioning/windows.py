@@ -21,6 +21,10 @@ from modicum.errors import UsageError
 from modicum.video.windows import Window
 
 
+# Seconds of a window; a stride has to be a number of frames that can be counted.
+LONGEST = 1e9
+
+
 @dataclass(frozen=True)
 class WindowCaption:
     """What was written about a window of a video: from its first frame to its last, in seconds of the file.
@@ -74,8 +78,10 @@ def stride_of(window: float, num_frames: int, fps: float | None) -> int:
     Raises:
         UsageError: the time is not positive, or too short, or there is no clock.
     """
-    if not window > 0 or fps is None:
-        raise UsageError(f"a window of {window} s was asked for at {fps} fps: give a positive time, and a clock")
+    if fps is None or not (0 < window <= LONGEST and 0 < fps < float("inf")):
+        raise UsageError(
+            f"a window of {window} s was asked for at {fps} fps: give a positive time of at most {LONGEST:g} s, and a clock"
+        )
     stride = round(window * fps / num_frames)
     if not stride:
         raise UsageError(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -53,19 +53,36 @@ class Protocol:
             raise UsageError(f"{self.views[1]} spatial crops were asked for: choose 1 or 3, as in 4x3")
 
 
-def protocol_for(model: Any, *, stride: int | None = None, short_side: int | None = None, **others: Any) -> Protocol:
+# Frames per second; None counts a file's own frames, "auto" is as the model was trained.
+Fps = float | Literal["auto"] | None
+
+
+def clock_of(model: Any, fps: Fps) -> float | None:
+    """The clock that is meant: "auto" is the one that a model was trained with, 25 per second where none is known."""
+    if fps != "auto":
+        return fps
+    trained = Record.of(model.files or {}).section("clips").get("fps")
+    return (trained or None) if isinstance(trained, int | float) else Protocol.fps
+
+
+def protocol_for(
+    model: Any, *, stride: int | None = None, fps: Fps = "auto", short_side: int | None = None, **others: Any
+) -> Protocol:
     """How a model looks at a video: what is left open is as it was trained, by the training.json in its folder.
 
-    Where there is none, the stride is 2, as in the paper's comparisons, and the shorter side in proportion.
+    Where there is none, strides are 2 and count 25 frames per second, as in the paper's comparisons, and the shorter side
+    is in proportion.
     """
     config, record = getattr(model.config, "encoder", model.config), Record.of(model.files or {})
     trained_stride, trained_side = record.section("clips").get("stride"), record.section("augment").get("short_side")
+    # What its accuracy was measured with goes first.
+    trained_side = record.section("views").get("short_side") or trained_side
     if stride is None:
         stride = trained_stride if isinstance(trained_stride, int) else Protocol.stride
     # A model that was resized since is larger than what it was trained on.
     if short_side is None and isinstance(trained_side, int) and trained_side >= min(config.image_size):
         short_side = trained_side
-    return Protocol(stride=stride, short_side=short_side, **others)
+    return Protocol(stride=stride, fps=clock_of(model, fps), short_side=short_side, **others)
 
 
 def read_views(path: str | Path | VideoSample, config: Any, protocol: Protocol, threads: str = "SLICE") -> Tensor:

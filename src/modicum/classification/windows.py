@@ -37,7 +37,7 @@ def file_windows(
         UsageError: `every` is not positive, or the model samples frames within its window.
         VideoError: the file cannot be read.
     """
-    if every is not None and not every > 0:
+    if every is not None and not 0 < every < float("inf"):
         raise UsageError(f"`every` is {every}: give a positive number of seconds")
     if config.sampled_frames is not None:
         raise UsageError(

@@ -50,7 +50,10 @@ def caption(
         int | None,
         typer.Option(help="Frames of the clock from one frame of the clip to the next; as trained, or else 2.", min=1),
     ] = None,
-    fps: Annotated[float, typer.Option(help="The clock that strides count; Kinetics has 25 frames per second.")] = 25.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
+    ] = None,
     short_side: Annotated[
         int | None,
         typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
@@ -116,7 +119,7 @@ def caption(
     }
     base = secrets.randbits(63) if seed is None else seed
     printed = Printed(len(videos), settings, drafted=drafter is not None, as_json=as_json, color=not no_color)
-    clock = {"stride": stride, "fps": fps, "short_side": short_side}
+    clock = {"stride": stride, "fps": "auto" if fps is None else fps, "short_side": short_side}
     if streaming:
         caption_streams(target, videos, printed, base, vtt, {"every": every, "window": window, **clock})
     else:
@@ -138,7 +141,8 @@ def check_sheet(sheet: Path, videos: list[str], streaming: bool, *, force: bool)
 class Printed:
     """Captions on stdout: as they are written in a terminal, as lines to anything else, or as JSON at the end.
 
-    The JSON is printed when the block ends, even by Ctrl-C, so that what is finished is not lost.
+    The JSON is printed when the block ends, even by Ctrl-C, so that what is finished is not lost. A refusal before that
+    leaves stdout empty.
     """
 
     def __init__(self, n_videos: int, settings: dict[str, Any], *, drafted: bool, as_json: bool, color: bool) -> None:
@@ -161,10 +165,11 @@ class Printed:
             self.notes.print(LEGEND)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         from modicum.cli.generate import closing_line
 
-        if self.as_json:
+        refused = kind is not None and issubclass(kind, UsageError) and not self.total.tokens
+        if self.as_json and not refused:
             print(json.dumps(self.results), flush=True)
         elif self.total.tokens:
             self.notes.print(closing_line(self.total), style="dim", soft_wrap=True)

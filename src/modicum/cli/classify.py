@@ -32,7 +32,10 @@ def classify(
         int | None,
         typer.Option(help="Frames of the clock from one frame of a view to the next; as trained, or else 2."),
     ] = None,
-    fps: Annotated[float, typer.Option(help="The clock that strides count; Kinetics has 25 frames per second.")] = 25.0,
+    fps: Annotated[
+        float | None,
+        typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
+    ] = None,
     short_side: Annotated[
         int | None,
         typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
@@ -51,7 +54,8 @@ def classify(
     from modicum import api
     from modicum.classification.predict import Protocol, protocol_for
 
-    looking: Any = {"views": common.parse_views(views), "fps": fps, "short_side": short_side, "top": top}
+    clock: Any = "auto" if fps is None else fps
+    looking: Any = {"views": common.parse_views(views), "short_side": short_side, "top": top}
     # What cannot be honoured is refused before a model is loaded.
     Protocol(**looking, stride=1 if stride is None else stride)
     if stream and (len(videos) != 1 or frames_sheet is not None):
@@ -64,7 +68,7 @@ def classify(
         common.check_writable(frames_sheet, force=force)
         load_pyplot()
     loaded = api.check_video_model(api.load(model, device=device, dtype=dtype))
-    protocol = protocol_for(loaded, stride=stride, **looking)
+    protocol = protocol_for(loaded, stride=stride, fps=clock, **looking)
     if stream:
         show_stream(loaded, videos[0], every, protocol, as_json=as_json)
         return

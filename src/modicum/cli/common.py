@@ -85,12 +85,12 @@ def load_pair(target: str, draft: str | None, device: str, dtype: str) -> tuple[
 def check_writable(path: Path, *, force: bool) -> None:
     """Refuse an output that exists or cannot be written, before any work is done."""
     if path.exists() and not force:
-        raise UsageError(f"{path} exists: choose another --out, or replace it with --force")
+        raise UsageError(f"{path} exists: choose another place, or replace it with --force")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder, so {path.name} cannot be written: create it first")
     if path.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"{path} cannot be written: choose another --out")
+        raise UsageError(f"{path} cannot be written: choose another place")
 
 
 def parse_views(text: str) -> tuple[int, int]:

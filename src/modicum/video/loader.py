@@ -1,6 +1,7 @@
 """Batches of training clips: numbered, in an order that a seed decides, decoded beside the training."""
 
 import multiprocessing
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -263,6 +264,7 @@ class ClipLoader:
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             multiprocessing_context=worker_context() if self.workers else None,
+            worker_init_fn=ignore_interrupts,
             pin_memory=self.pin_memory,
             # Its own, for it draws from it, and the model's random numbers must not depend on how data is read.
             generator=torch.Generator(),
@@ -294,10 +296,8 @@ class ClipLoader:
     def _note(self, read: list[int], broken: dict[int, str]) -> None:
         self._read.update(read)
         for index, reason in broken.items():
-            sample = self.dataset.samples[index]
-            part = "" if sample.end is None and sample.first is None else f" ({sample.id})"
             self._failed.add(index)
-            self.broken[f"{sample.path}{part}"] = reason
+            self.broken[self.dataset.samples[index].place] = reason
         if self._warned or not broken or len(self._failed) < _COUNTED:
             return
         seen = len(self._read | self._failed)
@@ -322,6 +322,11 @@ class _Requests:
 
 def _as_it_is(clips: Any) -> Any:
     return clips
+
+
+def ignore_interrupts(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and the step that it interrupts needs its batches to finish."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def worker_context() -> Any:

@@ -23,6 +23,8 @@ def make_drafter(draft: Any, num_draft_tokens: int | str) -> Drafter | None:
         return named_drafter(draft)
     if hasattr(draft, "propose"):
         return draft
+    if not hasattr(draft, "for_inference"):
+        raise UsageError(f"the draft is {type(draft).__name__}: give what `modicum.load` makes of a folder, or a name")
     draft.for_inference()
     return ModelDrafter(draft)
 

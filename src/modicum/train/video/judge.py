@@ -18,7 +18,7 @@ from modicum.parallel.data import Processes, shares
 from modicum.train.loop import console
 from modicum.train.video.shuffle import in_random_order
 from modicum.video.datasets import VideoDataset, VideoSample
-from modicum.video.loader import worker_context
+from modicum.video.loader import ignore_interrupts, worker_context
 from modicum.video.pixels import VideoError
 
 TOPS = (1, 5)
@@ -147,13 +147,14 @@ class Judge:
             collate_fn=_as_it_is,
             num_workers=self.workers,
             multiprocessing_context=worker_context() if self.workers else None,
+            worker_init_fn=ignore_interrupts,
             generator=torch.Generator(),
         )
         group: list[tuple[int, Tensor]] = []
         quiet = not sys.stderr.isatty() or console.quiet
         for index, views in track(loader, "judging", console=console, transient=True, disable=quiet):
             if isinstance(views, str):
-                broken[str(self.dataset.samples[index].path)] = views
+                broken[self.dataset.samples[index].place] = views
                 continue
             group.append((index, views))
             if sum(len(v) for _, v in group) >= self.batch:

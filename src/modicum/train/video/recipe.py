@@ -231,7 +231,7 @@ class VideoOptimSection(Section):
 class ViewsSection(Section):
     """How the trained model is judged: [temporal views, crops], the mean of their logits (section 4.1).
 
-    `short_side` None is 256 for crops of 224, in this proportion for others.
+    `short_side` None is training's, see `Augment`.
     """
 
     views: tuple[int, ...] = (4, 1)

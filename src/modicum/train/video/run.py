@@ -111,7 +111,7 @@ class VideoTraining:
             views=(views[0], views[1]),
             stride=recipe.clips.stride,
             fps=recipe.clips.clock,
-            short_side=recipe.views.short_side,
+            short_side=recipe.views.short_side or recipe.augment.short_side,
         )
         return Judge(
             held_out,

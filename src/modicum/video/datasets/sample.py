@@ -31,6 +31,12 @@ class VideoSample:
         """The first caption, if there is any."""
         return self.captions[0] if self.captions else None
 
+    @property
+    def place(self) -> str:
+        """What tells it from all others: its path; for part of a video its id follows."""
+        part = "" if self.end is None and self.first is None else f" ({self.id})"
+        return f"{self.path}{part}"
+
     @contextmanager
     def opened(self, fps: float | None = 25.0, threads: str = "SLICE") -> Iterator[tuple[Video, range]]:
         """The video on a clock of `fps` ticks per second, and the ticks that are this sample's. See `Video`.
