@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import modicum
 from modicum.checkpoint.tokenizer import Tokenizer
 from modicum.classification.predict import Protocol
+from modicum.cli.main import app
 from modicum.errors import UsageError
 from modicum.parallel.data import Processes
 from modicum.train.captions.data import PADDING, CaptionRows, caption_tokenizer, read_captioned
@@ -339,3 +341,25 @@ def test_the_loss_begins_at_even_odds(folder, recipe):
     assert CaptionRecipe.from_dict  # the recipe's own class reads it
     losses = [float(row["loss"]) for row in table(folder / "run" / "log.csv") if row["loss"]]
     assert losses[0] == pytest.approx(math.log(300), rel=0.25)
+
+
+def test_evaluate_on_the_command_line(model, folder):
+    data = str(folder / "clips")
+    run = CliRunner().invoke(app, ["evaluate", str(model), "--data", data, "--json"])
+    assert run.exit_code == 0, run.output
+    (row,) = json.loads(run.stdout)
+    said = record(model)["captions"]
+    assert {name: row[name] for name in said} == said, "as at the end of its training"
+    assert (row["captions"], row["control"], row["broken"]) == (4, None, {})
+    run = CliRunner().invoke(app, ["evaluate", str(model), "--data", data, "--control", "blank", "--split", "train"])
+    assert run.exit_code == 0, run.output
+    assert "13 videos, blank frames" in run.stdout
+    assert "majority caption" in run.stdout
+    for arguments, refusal in (
+        (["--control", "gone"], "`control` is 'gone'"),
+        (["--window", "3"], "--original, --plot and --window are about text models"),
+        (["--split", "other"], "other"),
+    ):
+        run = CliRunner().invoke(app, ["evaluate", str(model), "--data", data, *arguments])
+        assert isinstance(run.exception, UsageError)
+        assert refusal in str(run.exception)

@@ -18,12 +18,19 @@ modicum evaluate ./model --data held-out.txt
 
 modicum evaluate ./multi-head ./gqa-4 ./gqa-1 --data ./texts --contexts 512,4096 --plot quality.png
 
-modicum evaluate ./converted --original ./multi-head --data notes/*.md --json"""
+modicum evaluate ./converted --original ./multi-head --data notes/*.md --json
+
+modicum evaluate ./captioner ./captioner-2 --data ./captioned-videos --control shuffled"""
 
 
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models with one tokenizer; the first is the original.")],
-    data: Annotated[str, typer.Option(help="Text: a file, a folder, a pattern, or `stdlib`.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Text: a file, a folder, a pattern, or `stdlib`. For captioners a data set's folder, or its annotations."
+        ),
+    ],
     original: Annotated[
         str | None, typer.Option(help="What divergence is measured from; the first model if not given.")
     ] = None,
@@ -41,6 +48,11 @@ def evaluate(
             "afterwards, key-value heads."
         ),
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(help="Of captioners: shuffled puts each clip's frames in random order, blank blackens them."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of captioners: which videos; those that are held out.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the plot if it exists.")] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -48,10 +60,20 @@ def evaluate(
 ) -> None:
     """Cross-entropy, divergence from the original, bytes of key-value cache and time per token, model by model.
 
-    A T5 is asked for spans dropped from the text, as it was trained to be, the same for every model.
+    A T5 is asked for spans dropped from the text, as it was trained to be, the same for every model. Captioners write about
+    the held-out videos of a data set, in the layout of MSR-VTT or VATEX: facts of our own scenes, BLEU-4, CIDEr-D.
     """
     from rich.console import Console
 
+    from modicum.cli import evaluate_captions
+
+    if evaluate_captions.is_captioner(models[0]):
+        if original is not None or plot is not None or window is not None:
+            raise UsageError("--original, --plot and --window are about text models: leave them out for captioners")
+        evaluate_captions.evaluate(models, data, control, split, device, dtype, as_json=as_json)
+        return
+    if control is not None or split is not None:
+        raise UsageError(f"--control and --split are about captioners and {models[0]} is none: leave them out")
     if plot is not None:
         from modicum.report.figures import load_pyplot
 

@@ -105,6 +105,16 @@ def judged_videos(source: str | Path, split: str | None = None) -> VideoDataset:
     return read_dataset(format, annotations, split=split)
 
 
+def training_captions(source: str | Path) -> list[str]:
+    """What a data set says of the videos to train on, whether these are there or not; nothing where splits are files."""
+    format, annotations = find_captions(source)
+    if format != "msrvtt":
+        return []
+    content = json.loads(annotations.read_text(encoding="utf-8"))
+    trained = {video["video_id"] for video in content["videos"] if video.get("split") == "train"}
+    return [sentence["caption"] for sentence in content["sentences"] if sentence["video_id"] in trained]
+
+
 def both_videos(source: str | Path, held_out: str | None = None) -> tuple[VideoDataset, VideoDataset]:
     """The videos of a data set that are to be trained on and those held out.
 
