@@ -132,6 +132,7 @@ def test_t5_is_judged_by_the_spans_it_fills_in(t5_folder, tmp_path, monkeypatch,
     # The same places are asked for every time.
     again = json.loads(run(monkeypatch, capsys, *arguments, "--json")[1])
     assert again[1]["nats_per_token"] == mqa["nats_per_token"]
+    monkeypatch.setenv("COLUMNS", "240")  # or a long path is broken into lines
     code, out, _ = run(monkeypatch, capsys, *arguments)
     assert (code, "mqa" in out) == (0, True)
     code, _, err = run(monkeypatch, capsys, t5_folder, "--data", text, "--window", 300)

@@ -96,9 +96,9 @@ A, B = Example([5, 6, 7, 1], [8, 1]), Example([9, 1], [10, 11, 12, 1])
 
 def test_batches_by_hand():
     given, targets = separate([A, B], start=0)
-    assert given["ids_BL"].tolist() == [[5, 6, 7, 1], [9, 1, 0, 0]]
+    assert given["source"].tolist() == [[5, 6, 7, 1], [9, 1, 0, 0]]
     assert given["lengths_B"].tolist() == [4, 2]
-    assert given["decoder_ids_BL"].tolist() == [[0, 8, 0, 0], [0, 10, 11, 12]]
+    assert given["ids_BL"].tolist() == [[0, 8, 0, 0], [0, 10, 11, 12]]
     assert targets.tolist() == [[8, 1, IGNORED, IGNORED], [10, 11, 12, 1]]
     given, targets = continued([Example([5, 6, 7], [8, 1]), Example([9], [10, 11, 1])])
     assert given["ids_BL"].tolist() == [[5, 6, 7, 8], [9, 10, 11, 0]]

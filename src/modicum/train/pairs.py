@@ -118,7 +118,7 @@ def separate(examples: list[Example], start: int) -> tuple[dict[str, Tensor], Te
     """
     lengths_B = torch.tensor([len(example.input) for example in examples])
     read_BL = padded([[start, *example.target[:-1]] for example in examples], start)
-    given = {"ids_BL": padded([example.input for example in examples], start), "decoder_ids_BL": read_BL}
+    given = {"source": padded([example.input for example in examples], start), "ids_BL": read_BL}
     return {**given, "lengths_B": lengths_B}, padded([example.target for example in examples], IGNORED)
 
 
