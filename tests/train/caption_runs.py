@@ -18,7 +18,6 @@ temporal_layers = 1
 positions = 0.3
 """
 
-# Not the caption's length, and not that of another caption.
 RECIPE = """# A tiny captioner.
 #
 # Expect nothing
