@@ -8,7 +8,6 @@ import modicum
 from modicum.captioning import clips as room
 from modicum.decode.sampling import SamplingParams
 from modicum.errors import UsageError
-from modicum.gqa.uptrain import Settings, Uptraining
 from modicum.speculative.costs import time_calls
 from modicum.speculative.drafters.folder import build_drafter, drafter_checkpoint
 from modicum.video.read import VideoError
@@ -249,9 +248,3 @@ def test_int8_weights_are_the_decoders(monkeypatch):
     assert model.encoder.embed.project.packed.form != "int8"
     assert model.blocks[0].cross.out.packed.form == "int8"
     assert len(modicum.caption(model, clips([9]), **GREEDY).tokens[0]) == 15
-
-
-def test_uptraining_reads_text(tmp_path):
-    modicum.save(tiny_captioner(), tmp_path / "model")
-    with pytest.raises(UsageError, match="is a captioner, and uptraining reads text"):
-        Uptraining(str(tmp_path / "model"), tmp_path / "out", Settings(data=("stdlib",), kv_heads=1, tokens=100))
