@@ -50,14 +50,8 @@ def caption(
         int | None,
         typer.Option(help="Frames of the clock from one frame of the clip to the next; as trained, or else 2.", min=1),
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
-    ] = None,
-    short_side: Annotated[
-        int | None,
-        typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
-    ] = None,
+    fps: common.Fps = None,
+    short_side: common.ShortSide = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="A line per window of each video instead of one caption of its middle.")
     ] = False,

@@ -32,14 +32,8 @@ def classify(
         int | None,
         typer.Option(help="Frames of the clock from one frame of a view to the next; as trained, or else 2."),
     ] = None,
-    fps: Annotated[
-        float | None,
-        typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
-    ] = None,
-    short_side: Annotated[
-        int | None,
-        typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
-    ] = None,
+    fps: common.Fps = None,
+    short_side: common.ShortSide = None,
     stream: Annotated[bool, typer.Option("--stream", help="A line per step of one long video, as it is read.")] = False,
     every: Annotated[float, typer.Option(help="With --stream: seconds from line to line.")] = 1.0,
     frames_sheet: Annotated[

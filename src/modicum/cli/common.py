@@ -67,6 +67,14 @@ Weights = Annotated[
         help="int8: the target's weights as bytes, on a CPU; int8-dynamic: activations, too; faster, less exact."
     ),
 ]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames per second of the clock that strides count; as trained, or else Kinetics' 25."),
+]
+ShortSide = Annotated[
+    int | None,
+    typer.Option(help="Size of the shorter side before cropping; as trained, or else 256 for crops of 224."),
+]
 NoColor = Annotated[bool, typer.Option("--no-color", help="Plain text, also in a terminal.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
