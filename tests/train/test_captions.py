@@ -1,6 +1,5 @@
 """Captioners' recipes: what they learn and write, exact resume, frozen and shared encoders, published formats, refusals."""
 
-import csv
 import json
 import math
 
@@ -26,7 +25,7 @@ from modicum.video.synthetic import write_captioned, write_dataset
 from tests.captioning.watching import captioner
 from tests.helpers import random_weights, tiny
 from tests.train.caption_runs import ENCODER, write_four, write_recipe
-from tests.train.video_runs import run_apart
+from tests.train.video_runs import begun_in, run_apart, same, table, weights
 from tests.train.video_runs import write_recipe as write_video_recipe
 
 
@@ -54,25 +53,8 @@ def four(tmp_path_factory):
     return folder, write_four(folder)
 
 
-def begun_in(folder, name):
-    return f"run.folder={folder / name}"
-
-
-def weights(folder, name="state.safetensors"):
-    # Copies: what a file maps changes with the file.
-    return {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
 def record(folder):
     return json.loads((folder / "training.json").read_text())
-
-
-def table(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def test_a_run_ends_in_a_folder_that_writes_captions(model, folder):

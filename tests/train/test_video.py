@@ -1,6 +1,5 @@
 """Video recipes: one update however it is shared out, exact resume, what is judged and written, what is refused."""
 
-import csv
 import json
 import math
 import random
@@ -23,7 +22,7 @@ from modicum.train.video.recipe import ClipsSection, VideoOptimSection, VideoRec
 from modicum.video.datasets.epic import COLUMNS
 from modicum.video.read import Video
 from modicum.video.synthetic import LABELS, MOTION_LABELS, write_dataset
-from tests.train.video_runs import run_apart, write_recipe
+from tests.train.video_runs import begun_in, run_apart, same, table, weights, write_recipe
 from tests.vivit.image_files import weights as image_weights
 from tests.vivit.image_files import write_hugging_face
 
@@ -39,23 +38,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def recipe(folder):
     return write_recipe(folder)
-
-
-def begun_in(folder, name):
-    return f"run.folder={folder / name}"
-
-
-def weights(folder, name="state.safetensors"):
-    # Copies: what a file maps changes with the file.
-    return {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
-def table(path):
-    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def distance(one, other):

@@ -1,11 +1,15 @@
 """A tiny video recipe, and ways to run it: in this process, in others, killed on the way."""
 
+import csv
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
 
 RECIPE = """# A tiny one.
 #
@@ -95,3 +99,20 @@ def run_apart(recipe: Path, overrides: list[str], *, resume: bool, kill: int = -
     for process in processes:
         _, errors = process.communicate(timeout=240)
         assert process.returncode == (0 if kill < 0 else -signal.SIGKILL), errors
+
+
+def begun_in(folder, name):
+    return f"run.folder={folder / name}"
+
+
+def weights(folder, name="state.safetensors"):
+    # Copies: what a file maps changes with the file.
+    return {key: tensor.clone() for key, tensor in load_file(folder / name).items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))

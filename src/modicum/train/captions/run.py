@@ -1,7 +1,6 @@
 """`modicum train` on a captioner's recipe: from captioned videos to a folder for `modicum caption`, or its draft's."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from modicum.train.captions.task import CaptionsTask
 from modicum.train.loop import Training, check_fresh, console, heard_from
 from modicum.train.state import Progress
 from modicum.train.tokenizer import tokenizer_files
-from modicum.train.video.run import LISTED, SharedTraining, plan, report_missing
+from modicum.train.video.run import LISTED, loader_of, report_missing, training_of
 from modicum.train.video.shuffle import Augmentation
 from modicum.video.datasets import VideoDataset
 from modicum.video.loader import ClipLoader
@@ -131,23 +130,9 @@ class CaptionTraining:
         processes: Processes,
     ) -> Training:
         recipe = self.recipe
-        optim, clips, augment = recipe.optim, recipe.clips, recipe.augment
-        loader = ClipLoader(
-            training,
-            num_frames=clips.num_frames,
-            stride=clips.stride,
-            fps=clips.clock,
-            size=clips.shape,
-            augment=None if augment is None else Augmentation(augment, clips.shape),
-            batch=optim.batch,
-            parts=optim.accumulate,
-            seed=recipe.run.seed,
-            workers=recipe.data.workers,
-            prefetch=recipe.data.prefetch,
-            rank=processes.rank,
-            world=processes.world,
-            short_side=self._short_side,
-        )
+        optim, augment = recipe.optim, recipe.augment
+        augmentation = None if augment is None else Augmentation(augment, recipe.clips.shape)
+        loader = loader_of(recipe, training, augmentation, self._short_side, processes)
         rows = CaptionRows(model.tokenizer, model.config.decoder_start_id, self._max_tokens(model))
         judge = CaptionJudge(
             rows,
@@ -168,17 +153,7 @@ class CaptionTraining:
             teacher=target,
             weight=0.0 if recipe.draft is None else recipe.draft.weight,
         )
-        per_epoch = loader.batches_per_epoch
-        return SharedTraining(
-            self.name,
-            model,
-            task,
-            optim=plan(optim, per_epoch),
-            run=replace(recipe.run, validate_every=recipe.run.validate_every * per_epoch),
-            settings=self._settings(),
-            processes=processes,
-            notes={"processes": processes.world, "accumulate": optim.accumulate},
-        )
+        return training_of(recipe, self.name, model, task, self._settings())
 
     def _max_tokens(self, model: Captioner) -> int:
         """What a caption may have beside the start token, which stands in the decoder's context too."""

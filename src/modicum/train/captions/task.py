@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,29 +12,25 @@ from modicum.captioning.model import Captioner
 from modicum.lm.objective import draw_by
 from modicum.parallel.data import Processes
 from modicum.train.captions.data import PADDING, CaptionRows
-from modicum.train.captions.judge import CaptionFigures, CaptionJudge
+from modicum.train.captions.judge import CaptionJudge
 from modicum.train.task import digest
-from modicum.train.video.task import samples_digest
+from modicum.train.video.task import ClipsWork, samples_digest
 from modicum.video.datasets import VideoDataset
-from modicum.video.loader import ClipLoader, Clips
+from modicum.video.loader import ClipLoader
 
 
-class CaptionsTask:
-    """A captioned data set, for the loop: see `Work`.
+class CaptionsTask(ClipsWork):
+    """A captioned data set, for the loop.
 
     The loss is in nats per token, of so many tokens as captions have on average: every token of every clip weighs the same,
     however a batch is split over processes and parts, so that they make the update that one process would.
 
     Args:
-        loader: of this process, in the recipe's parts.
-        judge: of the held-out videos.
+        loader, judge: as in `ClipsWork`.
         rows: from captions to tokens.
         smoothing: label smoothing.
         teacher: a captioner with the same tokens, to learn from with `weight` of the loss; it reads what the model encodes.
     """
-
-    unit = "clips"
-    measures = CaptionJudge.measures
 
     def __init__(
         self,
@@ -49,23 +44,9 @@ class CaptionsTask:
         teacher: Captioner | None = None,
         weight: float = 0.0,
     ) -> None:
-        self.loader, self.judge, self.rows, self.processes = loader, judge, rows, processes
-        self.seed, self.smoothing, self.teacher, self.weight = seed, smoothing, teacher, weight
-        self.per_batch = loader.batch // loader.parts
+        super().__init__(loader, judge, processes, seed)
+        self.rows, self.smoothing, self.teacher, self.weight = rows, smoothing, teacher, weight
         self.mean_length = rows.mean_length(loader.dataset)
-        self._clips: Iterator[Clips] | None = None
-        self._next = -1
-
-    @property
-    def waited(self) -> float:
-        return self.loader.waited_seconds
-
-    def clips(self, number: int) -> Clips:
-        """Batch `number` of this process; asked for one after another, they are read ahead."""
-        if self._clips is None or number != self._next:
-            self._clips = self.loader.iterate(number)
-        self._next = number + 1
-        return next(self._clips)
 
     def loss(self, model: Captioner, number: int) -> Tensor:
         """Of batch `number` of this process."""
@@ -94,9 +75,6 @@ class CaptionsTask:
         trained = model.encoder is not None and not model.encoder_frozen
         with torch.set_grad_enabled(trained):
             return model.encode(video)
-
-    def quality(self, model: Captioner, *, bf16: bool) -> CaptionFigures:
-        return self.judge(model, bf16=bf16)
 
     def identity(self) -> dict[str, Any]:
         """The samples and captions themselves, and the teacher: others would make another run of it."""

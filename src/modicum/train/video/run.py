@@ -23,7 +23,7 @@ from modicum.train.video.recipe import VideoOptimSection, VideoRecipe, rate
 from modicum.train.video.report import group_means, print_classes, write_report
 from modicum.train.video.shuffle import Augmentation
 from modicum.train.video.sources import SYNTHETIC, groups_of, read_videos, shuffles, write_synthetic
-from modicum.train.video.task import ClipsTask
+from modicum.train.video.task import ClipsTask, ClipsWork
 from modicum.video.datasets import VideoDataset
 from modicum.video.loader import ClipLoader
 from modicum.video.pixels import import_av
@@ -133,40 +133,15 @@ class VideoTraining:
     ) -> Training:
         recipe = self.recipe
         optim, clips = recipe.optim, recipe.clips
-        loader = ClipLoader(
-            training,
-            num_frames=clips.num_frames,
-            stride=clips.stride,
-            fps=clips.clock,
-            size=clips.shape,
-            augment=Augmentation(recipe.augment, clips.shape, shuffles(recipe.data)),
-            batch=optim.batch,
-            parts=optim.accumulate,
-            seed=recipe.run.seed,
-            workers=recipe.data.workers,
-            prefetch=recipe.data.prefetch,
-            rank=processes.rank,
-            world=processes.world,
-            short_side=recipe.augment.short_side,
-        )
+        augmentation = Augmentation(recipe.augment, clips.shape, shuffles(recipe.data))
+        loader = loader_of(recipe, training, augmentation, recipe.augment.short_side, processes)
         task = ClipsTask(recipe, loader, self._judge(config, held_out, (1, 1), processes), processes)
         # What the state holds need not be read, or downloaded, again.
         section = replace(recipe.model, start=None) if resume else recipe.model
         model = fresh_model(config, section, recipe.run.seed).to(processes.device)
         if optim.checkpointing:
             hold_less(model)
-        per_epoch = loader.batches_per_epoch
-        run = replace(recipe.run, validate_every=recipe.run.validate_every * per_epoch)
-        return SharedTraining(
-            self.name,
-            model,
-            task,
-            optim=plan(optim, per_epoch),
-            run=run,
-            settings=self._settings(),
-            processes=processes,
-            notes={"processes": processes.world, "accumulate": optim.accumulate},
-        )
+        return training_of(recipe, self.name, model, task, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         """What makes the run what it is. How many decode, and where files lie, changes nothing."""
@@ -218,6 +193,44 @@ class VideoTraining:
         views = "x".join(map(str, recipe.views.views))
         console.print(f"held out, {views} views: {figures.words()}; model in {goal}", soft_wrap=True)
         return goal
+
+
+def loader_of(
+    recipe: Any, dataset: VideoDataset, augment: Augmentation | None, short_side: int | None, processes: Processes
+) -> ClipLoader:
+    """This process's share of a data set, as the tables `[clips]`, `[optim]`, `[data]` and `[run]` of a recipe say."""
+    clips, optim, data = recipe.clips, recipe.optim, recipe.data
+    return ClipLoader(
+        dataset,
+        num_frames=clips.num_frames,
+        stride=clips.stride,
+        fps=clips.clock,
+        size=clips.shape,
+        augment=augment,
+        batch=optim.batch,
+        parts=optim.accumulate,
+        seed=recipe.run.seed,
+        workers=data.workers,
+        prefetch=data.prefetch,
+        rank=processes.rank,
+        world=processes.world,
+        short_side=short_side,
+    )
+
+
+def training_of(recipe: Any, name: str, model: Any, task: ClipsWork, settings: dict[str, Any]) -> Training:
+    """The training of a model on clips, epochs turned into steps."""
+    processes, optim, per_epoch = task.processes, recipe.optim, task.loader.batches_per_epoch
+    return SharedTraining(
+        name,
+        model,
+        task,
+        optim=plan(optim, per_epoch),
+        run=replace(recipe.run, validate_every=recipe.run.validate_every * per_epoch),
+        settings=settings,
+        processes=processes,
+        notes={"processes": processes.world, "accumulate": optim.accumulate},
+    )
 
 
 def plan(optim: VideoOptimSection, per_epoch: int) -> Plan:

@@ -11,30 +11,30 @@ from torch import Tensor
 from modicum.lm.objective import draw_by
 from modicum.parallel.data import Processes
 from modicum.train.regularize import mixup, one_hot, smooth, soft_cross_entropy
-from modicum.train.video.judge import Judge, VideoFigures
+from modicum.train.video.judge import Judge
 from modicum.train.video.recipe import VideoRecipe
 from modicum.video.loader import ClipLoader, Clips
 
 
-class ClipsTask:
-    """A labelled data set, for the loop: see `Work`.
-
-    Batch `number` of this process decides everything that is drawn for it, by the model as well: stochastic depth in
-    one process differs from that in another, and is the same when a run is resumed.
+class ClipsWork:
+    """What all tasks on clips share: numbered batches out of a loader, judged by what is held out. See `Work`.
 
     Args:
         loader: of this process, in the recipe's parts.
-        judge: of the held-out videos, with one view.
+        judge: of the held-out videos.
     """
 
     unit = "clips"
 
-    def __init__(self, recipe: VideoRecipe, loader: ClipLoader, judge: Judge, processes: Processes) -> None:
-        self.loader, self.judge, self.augment, self.processes = loader, judge, recipe.augment, processes
-        self.seed, self.per_batch = recipe.run.seed, recipe.optim.batch // recipe.optim.accumulate
-        self.measures = judge.measures
+    def __init__(self, loader: ClipLoader, judge: Any, processes: Processes, seed: int) -> None:
+        self.loader, self.judge, self.processes, self.seed = loader, judge, processes, seed
+        self.per_batch = loader.batch // loader.parts
         self._clips: Iterator[Clips] | None = None
         self._next = -1
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return self.judge.measures
 
     @property
     def waited(self) -> float:
@@ -47,6 +47,21 @@ class ClipsTask:
         self._next = number + 1
         return next(self._clips)
 
+    def quality(self, model: Any, *, bf16: bool) -> Any:
+        return self.judge(model, bf16=bf16)
+
+
+class ClipsTask(ClipsWork):
+    """A labelled data set, for the loop.
+
+    Batch `number` of this process decides everything that is drawn for it, by the model as well: stochastic depth in
+    one process differs from that in another, and is the same when a run is resumed.
+    """
+
+    def __init__(self, recipe: VideoRecipe, loader: ClipLoader, judge: Judge, processes: Processes) -> None:
+        super().__init__(loader, judge, processes, recipe.run.seed)
+        self.augment = recipe.augment
+
     def loss(self, model: Any, number: int) -> Tensor:
         """Mean nats per clip, over heads, of batch `number`."""
         clips, key = self.clips(number), (self.seed, number, self.processes.rank)
@@ -55,9 +70,6 @@ class ClipsTask:
         targets = smooth(hard, self.augment.label_smoothing)
         video, targets = mixup(*placed(clips.video, targets, model.device), self.augment.mixup, key)
         return soft_cross_entropy(model(video), targets)
-
-    def quality(self, model: Any, *, bf16: bool) -> VideoFigures:
-        return self.judge(model, bf16=bf16)
 
     def identity(self) -> dict[str, Any]:
         """The samples themselves: others would make another run of it."""
