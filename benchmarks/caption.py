@@ -35,12 +35,12 @@ from torch import Tensor
 from modicum import api
 from modicum.captioning.model import Captioner
 from modicum.classification.predict import protocol_for, read_views
-from modicum.classification.views import crops_of
 from modicum.config import CaptionerConfig, with_kv_heads
 from modicum.decode.stats import GenerationStats
 from modicum.gqa.heads import places, put, take
 from modicum.report.machine import machine
 from modicum.speculative.drafters.make import is_named_drafter
+from modicum.video.crops import crops_of
 from modicum.video.synthetic import draw_scene, render
 
 PARTS = ("encode", "prefill", "decode")

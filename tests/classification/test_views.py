@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from modicum.classification.views import crop_corners, crops_of, resize, resized_shape, temporal_views
+from modicum.classification.views import temporal_views
 from modicum.errors import UsageError
+from modicum.video.crops import crop_corners, crops_of, resize, resized_shape
 
 
 def test_views_spread_from_the_first_frame_to_the_last():

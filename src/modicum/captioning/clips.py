@@ -13,11 +13,11 @@ from torch import Tensor
 
 from modicum.captioning.model import Captioner
 from modicum.classification.predict import Protocol, protocol_for, read_views
-from modicum.classification.views import crops_of
 from modicum.decode.batch import Request
 from modicum.decode.prompts import MAX_ROWS, encode_prompts
 from modicum.decode.stats import add_seconds
 from modicum.errors import UsageError
+from modicum.video.crops import crops_of
 
 # What memories of clips that wait to be written about may take together.
 MAX_MEMORY_BYTES = 256 << 20

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from modicum.checkpoint.record import Record
-from modicum.classification.views import crops_of, temporal_views
+from modicum.classification.views import temporal_views
 from modicum.errors import UsageError
+from modicum.video.crops import crops_of
 from modicum.video.datasets.sample import VideoSample
 from modicum.video.read import VideoError
 

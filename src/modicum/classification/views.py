@@ -1,10 +1,6 @@
-"""Which frames and which part of them a model sees: temporal views and spatial crops (2103.15691, section 4.1)."""
+"""Which frames a model sees: temporal views (2103.15691, section 4.1); `video.crops` has which part of them."""
 
 import numpy as np
-
-from modicum.video.crops import crop_corners, crops_of, resize, resized_shape
-
-__all__ = ["crop_corners", "crops_of", "resize", "resized_shape", "temporal_views"]
 
 
 def temporal_views(n_frames: int, num_frames: int, stride: int, views: int) -> list[list[int]]:

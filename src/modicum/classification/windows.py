@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from modicum.classification.predict import Protocol, read_views
-from modicum.classification.views import crops_of
 from modicum.errors import UsageError
+from modicum.video.crops import crops_of
 from modicum.video.read import stream_frames
 from modicum.video.windows import Window, sliding_windows, tubelets, tubelets_per
 
