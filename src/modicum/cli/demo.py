@@ -59,9 +59,8 @@ def tell(story: Any) -> None:
     model = demo_video.classifier()
     with demo_video.folder_of_clips(story, model) as clips:
         demo_video.watch(story, model, clips)
-    if demo_caption.shipped():
-        captioner, draft = (api.load(name, dtype="float32") for name in (demo_caption.CAPTIONER, demo_caption.DRAFT))
-        demo_caption.describe(story, captioner, draft)
+    captioner, draft = (api.load(name, dtype="float32") for name in (demo_caption.CAPTIONER, demo_caption.DRAFT))
+    demo_caption.describe(story, captioner, draft)
     demo_gqa.share(story, TARGET)
     demo_text.write(story, TARGET, DRAFT)
 

@@ -25,13 +25,6 @@ class Written:
     tokens: list[Any]
 
 
-def shipped() -> bool:
-    """Whether the captioner and its draft are in this installation."""
-    from modicum import resources
-
-    return {CAPTIONER, DRAFT} <= set(resources.model_presets())
-
-
 def describe(story: Any, model: Any, draft: Any) -> None:
     """Write captions of fresh scenes with a captioner and a draft that shares its encoder; compare words and times."""
     with story.step("Describe them in words") as step, tempfile.TemporaryDirectory() as folder:
